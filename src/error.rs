@@ -1,0 +1,232 @@
+//! The one error type of the public interface.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of an operation on a lock or a session.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, where, and what to do about it.
+///
+/// [`kind`](Error::kind) tells the cases apart for a program; `Display` tells a person, naming the
+/// server and the key. When [`is_lost`](Error::is_lost) says so, the session is over and so is every
+/// lock that it held.
+///
+/// An error is cheap to clone: a lost session gives the same reason to every later call.
+///
+/// # Examples
+///
+/// ```
+/// use pglock::{Config, ErrorKind};
+///
+/// let error = "postgresql://localhost/?sslmood=disable".parse::<Config>().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// assert!(error.to_string().contains("sslmood"));
+/// ```
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    lost: bool,
+    context: Option<String>,
+    message: Cow<'static, str>,
+    server: Option<ServerError>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// The kinds of failure that a caller may want to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A connection string, environment variable or setting is wrong or not supported.
+    Config,
+    /// The server could not be reached, or the connection ended before the login did.
+    Connect,
+    /// TLS is needed and could not be had.
+    Tls,
+    /// The server refused the login, asked for a method that is refused here, or could not prove
+    /// that it knows the password.
+    Authentication,
+    /// The server sent something that the protocol does not allow. The session is closed.
+    Protocol,
+    /// The server reported an error; [`Error::server`] has its words.
+    Server,
+    /// Connecting or closing took longer than allowed. (A lock that was not acquired in time is not
+    /// an error: `lock_timeout` answers `false`.)
+    Timeout,
+    /// A [`Canceller`](crate::Canceller) ended the wait. The lock is not held.
+    Cancelled,
+    /// The lock to be released is not held in that mode by this session. Nothing was changed.
+    NotHeld,
+    /// The server ended the wait because sessions waited for each other in a circle (SQLSTATE
+    /// 40P01). The lock is not held; those acquired before are.
+    Deadlock,
+    /// The server's lock table is full (SQLSTATE 53200): raise its setting
+    /// `max_locks_per_transaction`, or hold fewer locks. Locks acquired before are still held.
+    OutOfLockMemory,
+    /// The session ended, and with it every lock that it held.
+    Lost,
+    /// This server, or what stands in front of it, cannot be trusted to exclude others: a standby, a
+    /// pooler, a server that is not PostgreSQL.
+    Unsupported,
+}
+
+impl Error {
+    /// Which kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether the session is gone. The lock may be held by someone else now: stop the work that it
+    /// guards.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.0.lost
+    }
+
+    /// The SQLSTATE of the server's error, five characters, if the server reported one.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.server().map(ServerError::sqlstate)
+    }
+
+    /// The server's own report, if it gave one.
+    #[must_use]
+    pub fn server(&self) -> Option<&ServerError> {
+        self.0.server.as_ref()
+    }
+
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            lost: false,
+            context: None,
+            message: message.into(),
+            server: None,
+            source: None,
+        }))
+    }
+
+    /// A mistake in a connection string, a setting or the environment.
+    pub(crate) fn config(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Config, message)
+    }
+
+    /// Says what was being done, and to what: put before the message.
+    pub(crate) fn context(self, context: impl Into<String>) -> Self {
+        self.with(|inner| inner.context = Some(context.into()))
+    }
+
+    /// Marks the session as gone.
+    pub(crate) fn lost(self) -> Self {
+        self.with(|inner| inner.lost = true)
+    }
+
+    pub(crate) fn with_server(self, server: ServerError) -> Self {
+        self.with(|inner| inner.server = Some(server))
+    }
+
+    pub(crate) fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.with(|inner| inner.source = Some(Arc::new(source)))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(context) = &self.0.context {
+            write!(f, "{context}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        if let Some(server) = &self.0.server {
+            write!(f, ": {server}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind)
+            .field("lost", &self.0.lost)
+            .field("message", &self.to_string());
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| -> &(dyn StdError + 'static) { source.as_ref() })
+    }
+}
+
+/// An `ErrorResponse` in the server's own words, which may be in the server's own language.
+///
+/// Decide by [`sqlstate`](ServerError::sqlstate), never by the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerError {
+    pub(crate) severity: String,
+    pub(crate) sqlstate: String,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl ServerError {
+    /// How bad it is: `ERROR`, `FATAL` or `PANIC`. Not translated, where the server says it so.
+    #[must_use]
+    pub fn severity(&self) -> &str {
+        &self.severity
+    }
+
+    /// The error's code, five characters: see the appendix "PostgreSQL Error Codes" of PostgreSQL's
+    /// manual.
+    #[must_use]
+    pub fn sqlstate(&self) -> &str {
+        &self.sqlstate
+    }
+
+    /// The primary message, one line.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// More about the problem, possibly several lines.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
+    /// What the server suggests to do.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate)?;
+        if let Some(detail) = &self.detail {
+            write!(f, "; {detail}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "; hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
