@@ -4,6 +4,6 @@ mod config;
 mod error;
 mod key;
 
-pub use config::Config;
+pub use config::{Config, SslMode};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use key::{Key, Mode};
