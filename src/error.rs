@@ -127,6 +127,16 @@ impl Error {
         self.with(|inner| inner.lost = true)
     }
 
+    /// Of a session that ended before it could hold anything.
+    pub(crate) fn while_connecting(self) -> Self {
+        self.with(|inner| {
+            inner.lost = false;
+            if inner.kind == ErrorKind::Lost {
+                inner.kind = ErrorKind::Connect;
+            }
+        })
+    }
+
     pub(crate) fn with_server(self, server: ServerError) -> Self {
         self.with(|inner| inner.server = Some(server))
     }
@@ -215,6 +225,11 @@ impl ServerError {
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
+    }
+
+    /// Whether the server closes the connection after this error.
+    pub(crate) fn ends_session(&self) -> bool {
+        matches!(self.severity.as_str(), "FATAL" | "PANIC")
     }
 }
 

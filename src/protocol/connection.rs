@@ -1,0 +1,283 @@
+//! One side of a session: bytes of the backend in, events out, bytes for the backend out.
+//!
+//! ```text
+//!           ReadyForQuery            call, query
+//!   Login ────────────────▶ Idle ────────────────▶ Busy
+//!     │                      │ ▲  ReadyForQuery     │
+//!     │                      │ └────────────────────┘
+//!     └──────────────────────┴──▶ Over ◀── a violation, FATAL, terminate
+//! ```
+//!
+//! A request is answered by a result or an error, and then `ReadyForQuery`; only after that may the
+//! next one be sent. Notices and changed parameters may come at any time after the login.
+
+use bytes::{Buf, BytesMut};
+
+use super::frames::Frames;
+use super::login::{Credentials, Login, ServerIdentity, Step};
+use super::{BackendMessage, ProtocolError, TransactionStatus, frontend};
+use crate::error::ServerError;
+
+/// The protocol's state machine of one session, without any input or output of its own.
+pub struct Connection {
+    frames: Frames,
+    out: BytesMut,
+    phase: Phase,
+}
+
+enum Phase {
+    Login(Box<Login>),
+    Idle,
+    Busy { request: Request, answer: Answer },
+    Over,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Request {
+    Call,
+    Query,
+}
+
+/// How far the server has come with a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Pending,
+    Given,
+    Failed,
+}
+
+/// What a backend's message means for whoever drives the connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Something that asks for nothing: a step of the login, a notice, a changed parameter.
+    Progress,
+    /// The password is being prepared. Polling again goes on with it; an asynchronous caller yields
+    /// in between.
+    Deriving,
+    /// The login is complete and a request may be sent.
+    LoggedIn(ServerIdentity),
+    /// A row of the query's result, `None` for null.
+    Row(Vec<Option<&'a [u8]>>),
+    /// The called function returned this, `None` for null.
+    Returned(Option<&'a [u8]>),
+    /// The request failed; [`Event::Ready`] follows.
+    Failed(ServerError),
+    /// The request is over and the next one may be sent.
+    Ready,
+    /// The server ends the session and says why.
+    Ended(ServerError),
+}
+
+/// A request was made while the connection could not take one: before the login was complete, before
+/// the last request was over, or after the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotReady;
+
+impl std::fmt::Display for NotReady {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection cannot take a request now")
+    }
+}
+
+impl std::error::Error for NotReady {}
+
+impl Connection {
+    /// Begins a session with this login and these startup parameters (`user` is added).
+    #[must_use]
+    pub fn new(credentials: Credentials, parameters: &[(&str, &str)]) -> Self {
+        let mut out = BytesMut::with_capacity(256);
+        let user = [("user", credentials.user.as_str())];
+        frontend::startup_message(user.into_iter().chain(parameters.iter().copied()), &mut out);
+        Self {
+            frames: Frames::default(),
+            out,
+            phase: Phase::Login(Box::new(Login::new(credentials))),
+        }
+    }
+
+    /// Where bytes from the backend belong. Whoever puts some there polls for events next.
+    pub fn received(&mut self) -> &mut BytesMut {
+        self.frames.space()
+    }
+
+    /// The bytes that are to be sent, in this order.
+    #[must_use]
+    pub fn outgoing(&self) -> &[u8] {
+        &self.out
+    }
+
+    /// Says that the first bytes of [`outgoing`](Self::outgoing) were sent.
+    pub fn sent(&mut self, count: usize) {
+        self.out.advance(count.min(self.out.len()));
+        if self.out.is_empty() {
+            self.out.clear();
+        }
+    }
+
+    /// Whether a request may be sent.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Sends a `FunctionCall`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] unless the connection is idle.
+    pub fn call<const N: usize>(
+        &mut self,
+        function: u32,
+        arguments: [&[u8]; N],
+    ) -> Result<(), NotReady> {
+        self.begin(Request::Call)?;
+        frontend::function_call(function, arguments, &mut self.out);
+        Ok(())
+    }
+
+    /// Sends a `Query`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] unless the connection is idle.
+    pub fn query(&mut self, sql: &str) -> Result<(), NotReady> {
+        self.begin(Request::Query)?;
+        frontend::query(sql, &mut self.out);
+        Ok(())
+    }
+
+    /// Sends a `Terminate`. Nothing can be asked after it.
+    pub fn terminate(&mut self) {
+        self.phase = Phase::Over;
+        frontend::terminate(&mut self.out);
+    }
+
+    /// What the received bytes say next, or `None` if more of them are needed.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError`] when the backend broke the protocol or the login failed on our side. Nothing
+    /// can be asked afterwards, and the socket should be closed.
+    pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
+        let event = next_event(&mut self.phase, &mut self.frames, &mut self.out);
+        if matches!(event, Err(_) | Ok(Some(Event::Ended(_)))) {
+            self.phase = Phase::Over;
+        }
+        event
+    }
+
+    fn begin(&mut self, request: Request) -> Result<(), NotReady> {
+        if !self.is_idle() {
+            return Err(NotReady);
+        }
+        self.phase = Phase::Busy { request, answer: Answer::Pending };
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("during", &self.phase.name())
+            .field("outgoing_bytes", &self.out.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Phase {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Login(_) => "the login",
+            Self::Idle => "a pause between requests",
+            Self::Busy { request: Request::Call, .. } => "a function call",
+            Self::Busy { request: Request::Query, .. } => "a query",
+            Self::Over => "the end of the session",
+        }
+    }
+}
+
+fn next_event<'a>(
+    phase: &mut Phase,
+    frames: &'a mut Frames,
+    out: &mut BytesMut,
+) -> Result<Option<Event<'a>>, ProtocolError> {
+    if let Phase::Login(login) = phase {
+        if login.derive(out) {
+            return Ok(Some(Event::Deriving));
+        }
+        let step = match frames.next()? {
+            None => return Ok(None),
+            Some(BackendMessage::ErrorResponse(error)) => return Ok(Some(Event::Ended(error))),
+            Some(message) => login.handle(message, out)?,
+        };
+        return Ok(Some(match step {
+            Step::More => Event::Progress,
+            Step::Accepted => {
+                frames.authenticated();
+                Event::Progress
+            }
+            Step::Complete(identity) => {
+                *phase = Phase::Idle;
+                Event::LoggedIn(identity)
+            }
+        }));
+    }
+    match frames.next()? {
+        Some(message) => session_event(phase, message).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn session_event<'a>(
+    phase: &mut Phase,
+    message: BackendMessage<'a>,
+) -> Result<Event<'a>, ProtocolError> {
+    match (&mut *phase, message) {
+        (
+            _,
+            BackendMessage::NoticeResponse(_)
+            | BackendMessage::ParameterStatus { .. }
+            | BackendMessage::NotificationResponse { .. },
+        )
+        | (
+            Phase::Busy { request: Request::Query, answer: Answer::Pending },
+            BackendMessage::RowDescription(_),
+        ) => Ok(Event::Progress),
+        (Phase::Busy { answer, .. }, BackendMessage::ErrorResponse(error))
+            if !error.ends_session() && *answer != Answer::Failed =>
+        {
+            *answer = Answer::Failed;
+            Ok(Event::Failed(error))
+        }
+        // Nothing was asked, so this is the reason why the connection is about to be closed.
+        (_, BackendMessage::ErrorResponse(error)) => Ok(Event::Ended(error)),
+        (
+            Phase::Busy { request: Request::Call, answer: answer @ Answer::Pending },
+            BackendMessage::FunctionCallResponse(value),
+        ) => {
+            *answer = Answer::Given;
+            Ok(Event::Returned(value))
+        }
+        (
+            Phase::Busy { request: Request::Query, answer: Answer::Pending },
+            BackendMessage::DataRow(values),
+        ) => Ok(Event::Row(values)),
+        (
+            Phase::Busy { request: Request::Query, answer: answer @ Answer::Pending },
+            BackendMessage::CommandComplete { .. } | BackendMessage::EmptyQueryResponse,
+        ) => {
+            *answer = Answer::Given;
+            Ok(Event::Progress)
+        }
+        (
+            Phase::Busy { answer: Answer::Given | Answer::Failed, .. },
+            BackendMessage::ReadyForQuery(TransactionStatus::Idle),
+        ) => {
+            *phase = Phase::Idle;
+            Ok(Event::Ready)
+        }
+        (phase, message) => {
+            Err(ProtocolError::UnexpectedMessage { message: message.name(), during: phase.name() })
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Cuts the bytes of a backend into messages.
+
+use bytes::{Buf, BytesMut};
+
+use super::{BackendMessage, ProtocolError};
+
+/// Longest backend message body accepted, in bytes. All that this client asks for is far smaller.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Longest body accepted before the login is complete, in bytes, but for errors.
+const LOGIN_BODY_BYTES_MAX: usize = 2_000;
+
+/// Longest body of an error accepted before the login is complete, in bytes.
+const LOGIN_ERROR_BODY_BYTES_MAX: usize = 30_000;
+
+/// What a message has before its body: the type and a length, which counts itself.
+const HEADER_BYTES: usize = 5;
+const LENGTH_BYTES: usize = 4;
+
+/// Room that is kept for the next read, in bytes: what a lock asks for is answered in 20.
+const READ_BYTES: usize = 512;
+
+/// A buffer of more bytes than this is given back once it is empty.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
+/// The bytes received and not yet taken as messages.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    buffer: BytesMut,
+    /// Length of the message that was handed out last, still at the front of the buffer.
+    taken: usize,
+    /// Whether the stricter limits for a server that has not shown who it is are off.
+    authenticated: bool,
+}
+
+impl Frames {
+    /// Accepts messages up to [`BODY_BYTES_MAX`] from now on.
+    pub(super) fn authenticated(&mut self) {
+        self.authenticated = true;
+    }
+
+    /// Where received bytes belong, with room for some.
+    pub(super) fn space(&mut self) -> &mut BytesMut {
+        self.discard_taken();
+        self.buffer.reserve(READ_BYTES);
+        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES_MAX {
+            self.buffer = BytesMut::with_capacity(READ_BYTES);
+        }
+        &mut self.buffer
+    }
+
+    /// The next message, if it has come whole. It is checked once its length has come, so that a
+    /// length out of bounds costs no memory.
+    pub(super) fn next(&mut self) -> Result<Option<BackendMessage<'_>>, ProtocolError> {
+        self.discard_taken();
+        let Some((&tag, rest)) = self.buffer.split_first() else { return Ok(None) };
+        let Some(length) = rest.first_chunk().copied().map(u32::from_be_bytes) else {
+            return Ok(None);
+        };
+        let body_bytes = match self.body_bytes(tag, length) {
+            Ok(body_bytes) => body_bytes,
+            Err(_) if self.may_be_unframed(tag) => return self.unframed_error(),
+            Err(error) => return Err(error),
+        };
+        let frame_bytes = HEADER_BYTES + body_bytes;
+        if self.buffer.len() < frame_bytes {
+            self.buffer.reserve(frame_bytes - self.buffer.len());
+            return Ok(None);
+        }
+        self.taken = frame_bytes;
+        let body = self.buffer.get(HEADER_BYTES..frame_bytes).unwrap_or_default();
+        BackendMessage::decode(tag, body).map(Some)
+    }
+
+    fn discard_taken(&mut self) {
+        self.buffer.advance(std::mem::take(&mut self.taken));
+    }
+
+    /// A server that failed to fork a process for the session says so without any framing: an `E`,
+    /// a line of text, a NUL. Its text then poses as a length out of bounds.
+    fn may_be_unframed(&self, tag: u8) -> bool {
+        !self.authenticated && tag == b'E' && self.buffer.len() <= LOGIN_ERROR_BODY_BYTES_MAX
+    }
+
+    fn unframed_error(&self) -> Result<Option<BackendMessage<'_>>, ProtocolError> {
+        let text = self.buffer.get(1..).unwrap_or_default();
+        match text.iter().position(|&byte| byte == 0) {
+            Some(end) => {
+                let text = String::from_utf8_lossy(text.get(..end).unwrap_or_default());
+                Err(ProtocolError::Unframed { text: text.trim_end().to_owned() })
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn body_bytes(&self, tag: u8, length: u32) -> Result<usize, ProtocolError> {
+        let limit = match (self.authenticated, tag) {
+            (true, _) => BODY_BYTES_MAX,
+            (false, b'E') => LOGIN_ERROR_BODY_BYTES_MAX,
+            (false, _) => LOGIN_BODY_BYTES_MAX,
+        };
+        usize::try_from(length)
+            .ok()
+            .and_then(|length| length.checked_sub(LENGTH_BYTES))
+            .filter(|&body| body <= limit)
+            .ok_or(ProtocolError::BadLength { tag, length })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(bytes: &[u8]) -> Frames {
+        let mut frames = Frames::default();
+        frames.authenticated();
+        frames.space().extend_from_slice(bytes);
+        frames
+    }
+
+    #[test]
+    fn a_length_out_of_bounds_is_refused_before_the_body_comes() {
+        for (length, valid) in [
+            (0_u32, false),
+            (3, false),
+            (4, true),
+            (4 + (1 << 20), true),
+            (5 + (1 << 20), false),
+            (u32::MAX, false),
+        ] {
+            let mut frames = frames(&[&b"C"[..], &length.to_be_bytes()].concat());
+            assert_eq!(
+                !matches!(frames.next(), Err(ProtocolError::BadLength { .. })),
+                valid,
+                "{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn before_the_login_the_limits_are_stricter() {
+        let length = 4 + 2_001_u32;
+        let header = |tag| [&[tag][..], &length.to_be_bytes()].concat();
+        let mut frames = Frames::default();
+        frames.space().extend_from_slice(&header(b'R'));
+        assert_eq!(frames.next(), Err(ProtocolError::BadLength { tag: b'R', length }));
+        let mut frames = Frames::default();
+        frames.space().extend_from_slice(&header(b'E'));
+        assert_eq!(frames.next(), Ok(None));
+    }
+
+    #[test]
+    fn an_error_without_framing_is_understood_once_it_is_whole() {
+        let wire = b"Ecould not fork new process\n\0";
+        for end in 0..wire.len() {
+            let mut frames = Frames::default();
+            frames.space().extend_from_slice(&wire[..end]);
+            assert_eq!(frames.next(), Ok(None), "{end} bytes");
+            frames.space().extend_from_slice(&wire[end..]);
+            let text = String::from("could not fork new process");
+            assert_eq!(frames.next(), Err(ProtocolError::Unframed { text }));
+        }
+    }
+
+    #[test]
+    fn a_large_message_leaves_no_large_buffer() {
+        let notice =
+            [&b"N"[..], &(4 + 100_001_u32).to_be_bytes(), b"M", &vec![b'x'; 99_998], b"\0\0"]
+                .concat();
+        let mut frames = frames(&notice);
+        assert!(matches!(frames.next(), Ok(Some(BackendMessage::NoticeResponse(_)))));
+        assert_eq!(frames.next(), Ok(None));
+        assert!(frames.space().capacity() < 2 * READ_BYTES);
+    }
+}

@@ -1,0 +1,163 @@
+//! The messages that a frontend sends, each written to the end of a buffer.
+
+use bytes::{BufMut, BytesMut};
+
+/// Protocol 3.0: the major version in the upper half, the minor one in the lower.
+pub(super) const PROTOCOL_VERSION: u32 = 3 << 16;
+const CANCEL_REQUEST_CODE: u32 = 80_877_102;
+const SSL_REQUEST_CODE: u32 = 80_877_103;
+
+/// Parameters and results in binary, not as text.
+const BINARY: u16 = 1;
+
+/// `StartupMessage`: the first message of a session.
+///
+/// Each text ends at its first NUL, if it has one: what follows could pose as another parameter.
+pub fn startup_message<'a>(
+    parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+    out: &mut BytesMut,
+) {
+    length_prefixed(out, |out| {
+        out.put_u32(PROTOCOL_VERSION);
+        for (name, value) in parameters {
+            put_text(name, out);
+            put_text(value, out);
+        }
+        out.put_u8(0);
+    });
+}
+
+/// `SSLRequest`: asks, before anything else, to go on in TLS. The answer is one byte; see
+/// [`SslReply`](super::SslReply).
+pub fn ssl_request(out: &mut BytesMut) {
+    length_prefixed(out, |out| out.put_u32(SSL_REQUEST_CODE));
+}
+
+/// `CancelRequest`: on a connection of its own, asks the server to interrupt what the session is
+/// doing. There is no answer but the end of the connection.
+pub fn cancel_request(process_id: i32, secret_key: &[u8], out: &mut BytesMut) {
+    length_prefixed(out, |out| {
+        out.put_u32(CANCEL_REQUEST_CODE);
+        out.put_i32(process_id);
+        out.put_slice(secret_key);
+    });
+}
+
+/// `PasswordMessage`: a password in clear, or its MD5 hash.
+pub fn password_message(password: &str, out: &mut BytesMut) {
+    frame(b'p', out, |out| put_text(password, out));
+}
+
+/// `SASLInitialResponse`: the mechanism that the client picked, and its first message.
+pub fn sasl_initial_response(mechanism: &str, response: &[u8], out: &mut BytesMut) {
+    frame(b'p', out, |out| {
+        put_text(mechanism, out);
+        length_prefixed_field(response, out);
+    });
+}
+
+/// `SASLResponse`: a further message of the mechanism.
+pub fn sasl_response(response: &[u8], out: &mut BytesMut) {
+    frame(b'p', out, |out| out.put_slice(response));
+}
+
+/// `Query`: runs the statements in `sql`, which ends at its first NUL, if it has one.
+pub fn query(sql: &str, out: &mut BytesMut) {
+    frame(b'Q', out, |out| put_text(sql, out));
+}
+
+/// `FunctionCall`: runs the function with this object identifier, without parsing or planning.
+/// Arguments and result are binary.
+pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: &mut BytesMut) {
+    frame(b'F', out, |out| {
+        out.put_u32(function);
+        out.put_u16(1);
+        out.put_u16(BINARY);
+        out.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
+        for argument in arguments {
+            length_prefixed_field(argument, out);
+        }
+        out.put_u16(BINARY);
+    });
+}
+
+/// `Terminate`: ends the session; the server releases its locks and then closes the socket.
+pub fn terminate(out: &mut BytesMut) {
+    frame(b'X', out, |_| {});
+}
+
+/// A message: its type byte, its length, its body.
+fn frame(tag: u8, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    length_prefixed(out, body);
+}
+
+/// A body behind its length, which counts itself.
+fn length_prefixed(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_u32(0);
+    body(out);
+    let length = u32::try_from(out.len().saturating_sub(start)).unwrap_or(u32::MAX);
+    if let Some(prefix) = out.get_mut(start..start.saturating_add(4)) {
+        prefix.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// A field behind its length, which does not count itself.
+fn length_prefixed_field(field: &[u8], out: &mut BytesMut) {
+    out.put_u32(u32::try_from(field.len()).unwrap_or(u32::MAX));
+    out.put_slice(field);
+}
+
+fn put_text(text: &str, out: &mut BytesMut) {
+    let text = text.split('\0').next().unwrap_or_default();
+    out.put_slice(text.as_bytes());
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        out.to_vec()
+    }
+
+    #[test]
+    fn a_nul_cannot_smuggle_a_startup_parameter() {
+        let honest = written(|out| startup_message([("user", "u")], out));
+        let smuggling = written(|out| startup_message([("user", "u\0database\0other")], out));
+        assert_eq!(honest, smuggling);
+        assert_eq!(honest, b"\0\0\0\x10\0\x03\0\0user\0u\0\0");
+    }
+
+    #[test]
+    fn requests_without_a_session_have_no_type_byte() {
+        assert_eq!(written(ssl_request), [0, 0, 0, 8, 4, 210, 22, 47]);
+        assert_eq!(
+            written(|out| cancel_request(-2, &[1, 2, 3, 4], out)),
+            [0, 0, 0, 16, 4, 210, 22, 46, 255, 255, 255, 254, 1, 2, 3, 4]
+        );
+    }
+
+    #[test]
+    fn password_messages_share_a_type_byte() {
+        assert_eq!(written(|out| password_message("x", out)), b"p\0\0\0\x06x\0");
+        assert_eq!(
+            written(|out| sasl_initial_response("M", b"ab", out)),
+            b"p\0\0\0\x0cM\0\0\0\0\x02ab"
+        );
+        assert_eq!(written(|out| sasl_response(b"ab", out)), b"p\0\0\0\x06ab");
+    }
+
+    #[test]
+    fn a_function_call_is_binary_throughout() {
+        let key = 7_i64.to_be_bytes();
+        assert_eq!(
+            written(|out| function_call(2882, [&key], out)),
+            b"F\0\0\0\x1c\0\0\x0b\x42\0\x01\0\x01\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x07\0\x01"
+        );
+    }
+}
