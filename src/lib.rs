@@ -3,7 +3,15 @@
 mod config;
 mod error;
 mod key;
+mod lock;
+mod locker;
+mod net;
+pub mod protocol;
+mod session;
 
 pub use config::{Config, SslMode};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use key::{Key, Mode};
+pub use lock::Lock;
+pub use locker::Locker;
+pub use session::{Canceller, Session};

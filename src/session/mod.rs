@@ -1,0 +1,452 @@
+//! One server process, and the locks that it holds for us.
+//!
+//! A [`Session`] owns a wire (a socket and the [machine](machine) of its requests) and the books of
+//! what is held. Where the wire is says who may use it:
+//!
+//! ```text
+//!          a future is dropped while its request is at the server
+//!  Here ─────────────────────────────────────────────────────────▶ Away (a task settles it)
+//!   │ ▲                 the next call awaits its return             │
+//!   │ └─────────────────────────────────────────────────────────────┤
+//!   └── lost ──▶ Gone ◀── lost ─────────────────────────────────────┘
+//! ```
+//!
+//! The books change only when the server has said what they then say: a lock is entered when it was
+//! granted, and struck out when its release is sent, from where it cannot be taken back.
+
+mod advisory;
+mod books;
+mod canceller;
+mod connect;
+mod machine;
+mod wire;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+
+use self::advisory::LockId;
+use self::books::Books;
+use self::canceller::{Cancellable, Signal};
+use self::machine::{Ask, Outcome};
+use self::wire::{Wire, now};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result, ServerError};
+use crate::key::{Key, Mode};
+pub use canceller::Canceller;
+
+const DEADLOCK_DETECTED: &str = "40P01";
+const OUT_OF_MEMORY: &str = "53200";
+
+/// A connection of its own that holds any number of locks.
+///
+/// For a single key, [`Lock`](crate::Lock) is the same with less to type.
+///
+/// Locks stack: a lock that is held can be taken again in the same mode, without asking the server,
+/// and is released when it was unlocked as often. Exclusive and shared count apart, and a session
+/// never excludes itself: it may hold a key in both modes at once.
+///
+/// Dropping the session closes its socket, upon which the server releases everything.
+/// [`close`](Session::close) does the same and returns when it is done.
+///
+/// # Examples
+///
+/// ```no_run
+/// use pglock::{Config, Mode, Session};
+///
+/// # async fn example() -> pglock::Result<()> {
+/// let mut session = Session::connect(&Config::from_env()?).await?;
+/// session.lock("accounts", Mode::Shared).await?;
+/// if session.try_lock((1, 42), Mode::Exclusive).await? {
+///     session.unlock((1, 42), Mode::Exclusive).await?;
+/// }
+/// session.close().await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Session {
+    place: Place,
+    books: Books,
+    /// Made when the first canceller is.
+    signal: Option<Arc<Signal>>,
+    /// Where a request is settled whose future was dropped.
+    runtime: Handle,
+}
+
+/// Where the session's wire is.
+#[derive(Debug)]
+enum Place {
+    Here(Box<Wire>),
+    /// With a task that gives it back when it is settled.
+    Away(oneshot::Receiver<Result<Box<Wire>>>),
+    Gone(Error),
+}
+
+impl Session {
+    /// Connects, logs in, and makes the session fit to hold locks, within the configuration's
+    /// `connect_timeout` for each address of the host.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Config`]: a setting is missing, out of range or not supported.
+    /// - [`ErrorKind::Connect`], [`ErrorKind::Timeout`]: the server cannot be reached or does not
+    ///   take the connection.
+    /// - [`ErrorKind::Authentication`]: the login is refused, on either side.
+    /// - [`ErrorKind::Unsupported`]: a standby, a pooler, or not PostgreSQL.
+    /// - [`ErrorKind::Protocol`]: the server does not keep to the protocol.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future closes the socket. Nothing was locked.
+    pub async fn connect(config: &Config) -> Result<Self> {
+        Self::connect_for(config, "session").await
+    }
+
+    /// Connects with a comment that shows in `pg_stat_activity` what the session is for.
+    pub(crate) async fn connect_for(config: &Config, comment: &str) -> Result<Self> {
+        let wire = connect::connect(config, comment).await?;
+        Ok(Self {
+            place: Place::Here(Box::new(wire)),
+            books: Books::default(),
+            signal: None,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// Takes the lock if no other session is in its way, and says whether it did.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::OutOfLockMemory`] or another error of the server, after which the session can be
+    /// used further; or one of a lost session: [`Error::is_lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released.
+    pub async fn try_lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<bool> {
+        let lock = LockId { key: key.into(), mode };
+        if self.stack(lock).await? {
+            return Ok(true);
+        }
+        let outcome = self.perform(Ask::TryLock(lock), None).await?;
+        self.enter(lock, outcome)
+    }
+
+    /// Waits for the lock, for as long as it takes.
+    ///
+    /// The server queues the waiters of a key in the order of their arrival.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Cancelled`], [`ErrorKind::Deadlock`], [`ErrorKind::OutOfLockMemory`] or another
+    /// error of the server, after which the lock is not held and the session can be used further; or
+    /// one of a lost session: [`Error::is_lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released. A task of
+    /// its own does this, on the runtime on which the session was connected, and the session's next
+    /// call waits for it. If that runtime ends first, the socket is closed, and the server notices
+    /// within a second (PostgreSQL 14 and later) or at the end of the wait (earlier ones).
+    pub async fn lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
+        let lock = LockId { key: key.into(), mode };
+        // Without a deadline, only a canceller ends a wait.
+        if self.wait(lock, None).await? { Ok(()) } else { Err(cancelled(lock)) }
+    }
+
+    /// Waits for the lock until this much time has passed, and says whether it was acquired.
+    ///
+    /// A little more time passes before the answer `false`: the request is withdrawn first. If the
+    /// lock is granted at that moment, the answer is `true`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](Session::lock).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`lock`](Session::lock).
+    pub async fn lock_timeout(
+        &mut self,
+        key: impl Into<Key>,
+        mode: Mode,
+        timeout: Duration,
+    ) -> Result<bool> {
+        let lock = LockId { key: key.into(), mode };
+        if timeout.is_zero() {
+            return self.try_lock(lock.key, mode).await;
+        }
+        // A time too far for the clock is no limit.
+        self.wait(lock, now().checked_add(timeout)).await
+    }
+
+    /// Takes one level off the lock, and releases it with the last one. When this returns, the next
+    /// session gets it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotHeld`] if the session does not hold the key in this mode; nothing is changed.
+    /// Or an error of a lost session: [`Error::is_lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the lock is released, also if this future is dropped before it is done.
+    pub async fn unlock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
+        let lock = LockId { key: key.into(), mode };
+        self.ready().await?;
+        match self.books.level(lock) {
+            0 => return Err(not_held(lock)),
+            1 => {}
+            _ => {
+                self.books.unstack(lock);
+                return Ok(());
+            }
+        }
+        self.perform(Ask::Unlock(lock), None).await.map(|_| ())
+    }
+
+    /// How many levels of the lock the session holds, as far as it knows: see
+    /// [`lost`](Session::lost).
+    #[must_use]
+    pub fn level(&self, key: impl Into<Key>, mode: Mode) -> u64 {
+        self.books.level(LockId { key: key.into(), mode })
+    }
+
+    /// A handle that ends this session's waits from elsewhere.
+    pub fn canceller(&mut self) -> Canceller {
+        self.signal.get_or_insert_default().canceller()
+    }
+
+    /// Completes when the session is gone, with the reason. Until then the session's locks are held.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing.
+    pub async fn lost(&mut self) -> Error {
+        let error = match self.ready().await {
+            Ok(wire) => poll_fn(|cx| wire.poll_idle(cx)).await,
+            Err(error) => return error,
+        };
+        self.gone(error)
+    }
+
+    /// Runs the work for as long as the session lives: if it is lost first, the work is dropped and
+    /// the reason returned.
+    ///
+    /// # Errors
+    ///
+    /// One of a lost session: [`Error::is_lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future drops the work. The session keeps its locks.
+    pub async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
+        let mut lost = pin!(self.lost());
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            // The loss is looked for first: work that was done without the lock is no success.
+            if let Poll::Ready(error) = lost.as_mut().poll(cx) {
+                return Poll::Ready(Err(error));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// As [`hold`](Session::hold), for work that one key guards.
+    pub(crate) async fn hold_key<T>(
+        &mut self,
+        key: Key,
+        work: impl Future<Output = T>,
+    ) -> Result<T> {
+        self.ready().await?;
+        let [exclusive, shared] = [Mode::Exclusive, Mode::Shared].map(|mode| LockId { key, mode });
+        if self.books.level(exclusive) == 0 && self.books.level(shared) == 0 {
+            return Err(not_held(exclusive));
+        }
+        self.hold(work).await
+    }
+
+    /// Ends the session. When this returns, the server has released all of its locks.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Timeout`] if the server does not end the session within 10 s, and an error of a
+    /// lost session ([`Error::is_lost`]) if it was lost before: what its locks guarded was not
+    /// guarded to the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future closes the socket, upon which the server releases everything.
+    pub async fn close(mut self) -> Result<()> {
+        self.ready().await?;
+        match self.place {
+            Place::Here(wire) => wire.close().await,
+            Place::Away(_) => Ok(()),
+            Place::Gone(error) => Err(error),
+        }
+    }
+}
+
+impl Session {
+    async fn wait(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
+        let wait = self.signal.as_ref().map(Signal::wait);
+        let stacked = match until {
+            None => self.stack(lock).await?,
+            // The wire may be away for a while: that counts.
+            Some(until) => match timeout_at(until.into(), self.stack(lock)).await {
+                Ok(stacked) => stacked?,
+                Err(_) => return Ok(false),
+            },
+        };
+        if stacked {
+            return Ok(true);
+        }
+        let outcome = self.perform(Ask::Lock(lock, until), wait.as_ref()).await?;
+        let acquired = self.enter(lock, outcome)?;
+        if !acquired && wait.is_some_and(|wait| wait.is_asked()) {
+            return Err(cancelled(lock));
+        }
+        Ok(acquired)
+    }
+
+    /// Adds a level to the lock, if it is held by a session that is alive.
+    async fn stack(&mut self, lock: LockId) -> Result<bool> {
+        self.ready().await?;
+        Ok(self.books.stack(lock))
+    }
+
+    fn enter(&mut self, lock: LockId, outcome: Outcome) -> Result<bool> {
+        match outcome {
+            Outcome::Acquired => {
+                self.books.enter(lock);
+                Ok(true)
+            }
+            Outcome::Failed(error) => Err(self.refused(lock, error)),
+            Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) => Ok(false),
+        }
+    }
+
+    /// Waits for the wire, if a dropped request is still being settled on it, and looks whether the
+    /// session is alive as far as can be seen without asking the server.
+    async fn ready(&mut self) -> Result<&mut Wire> {
+        // A future that was forgotten instead of dropped leaves its request behind.
+        self.settle_elsewhere();
+        if let Place::Away(returning) = &mut self.place {
+            let returned = returning.await.unwrap_or_else(|_| Err(abandoned()));
+            match returned {
+                Ok(wire) => self.place = Place::Here(wire),
+                Err(error) => return Err(self.gone(error)),
+            }
+        }
+        if let Place::Here(wire) = &mut self.place {
+            let seen = poll_fn(|cx| Poll::Ready(wire.poll_idle(cx))).await;
+            if let Poll::Ready(error) = seen {
+                return Err(self.gone(error));
+            }
+        }
+        match &mut self.place {
+            Place::Here(wire) => Ok(wire),
+            Place::Away(_) => Err(abandoned()),
+            Place::Gone(error) => Err(error.clone()),
+        }
+    }
+
+    /// Sends a request and sees it through.
+    async fn perform(&mut self, ask: Ask, wait: Option<&Cancellable>) -> Result<Outcome> {
+        let Place::Here(wire) = &mut self.place else { return Err(abandoned()) };
+        if let Ask::Unlock(lock) = &ask {
+            self.books.strike(*lock);
+        }
+        if let Err(error) = wire.ask(ask) {
+            return Err(self.gone(error));
+        }
+        let attempt = Attempt(self);
+        let outcome = poll_fn(|cx| {
+            let Place::Here(wire) = &mut attempt.0.place else {
+                return Poll::Ready(Err(abandoned()));
+            };
+            if wait.is_some_and(|wait| wait.poll_asked(cx)) {
+                wire.machine().cancel(now());
+            }
+            wire.poll_outcome(cx)
+        })
+        .await;
+        outcome.map_err(|error| attempt.0.gone(error))
+    }
+
+    /// Hands the wire to a task, if a request is under way on it that nobody waits for.
+    fn settle_elsewhere(&mut self) {
+        if !matches!(&mut self.place, Place::Here(wire) if wire.is_busy()) {
+            return;
+        }
+        let (give_back, returning) = oneshot::channel();
+        if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
+            // If the session is gone too by then, the wire is dropped, and its socket closed.
+            self.runtime.spawn(async move { give_back.send(wire.settle().await) });
+        }
+    }
+
+    /// Notes that the session is gone.
+    fn gone(&mut self, error: Error) -> Error {
+        self.books.clear();
+        self.place = Place::Gone(error.clone());
+        error
+    }
+
+    fn refused(&self, lock: LockId, error: ServerError) -> Error {
+        let (kind, message) = match error.sqlstate() {
+            DEADLOCK_DETECTED => (
+                ErrorKind::Deadlock,
+                "sessions waited for each other; take keys in the same order everywhere",
+            ),
+            OUT_OF_MEMORY => (
+                ErrorKind::OutOfLockMemory,
+                "the server's lock table is full; raise max_locks_per_transaction there, or hold \
+                 fewer locks",
+            ),
+            _ => (ErrorKind::Server, "the server refused"),
+        };
+        let peer = match &self.place {
+            Place::Here(wire) => wire.peer_name(),
+            Place::Away(_) | Place::Gone(_) => "the server",
+        };
+        Error::new(kind, message)
+            .context(format!("{} lock on key {} at {peer}", lock.mode, lock.key))
+            .with_server(error)
+    }
+}
+
+/// A request that is under way. Dropped before its outcome is known, it hands the wire to a task that
+/// settles it.
+struct Attempt<'a>(&'a mut Session);
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.0.settle_elsewhere();
+    }
+}
+
+fn cancelled(lock: LockId) -> Error {
+    Error::new(ErrorKind::Cancelled, "the wait was cancelled")
+        .context(format!("{} lock on key {}", lock.mode, lock.key))
+}
+
+fn not_held(lock: LockId) -> Error {
+    Error::new(ErrorKind::NotHeld, "not held by this session, so there is nothing to release")
+        .context(format!("{} lock on key {}", lock.mode, lock.key))
+}
+
+fn abandoned() -> Error {
+    Error::new(
+        ErrorKind::Lost,
+        "the runtime of the session ended while a request was being withdrawn; its socket is closed",
+    )
+    .lost()
+}

@@ -1,0 +1,245 @@
+//! A socket and the machine that it feeds.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::machine::{Action, Ask, Loss, Machine, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Address, Keepalive, Stream};
+use crate::protocol::{CancelKey, Connection};
+
+/// How long the server may take to end a session that was told to.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A session's socket, its machine, and whatever the machine has under way.
+///
+/// It is moved as a whole: whoever has it can go on where the last owner stopped.
+pub(super) struct Wire {
+    stream: Stream,
+    machine: Machine,
+    peer: Peer,
+    /// The `CancelRequest` that is open. Dropping it early could let its signal hit a later request.
+    cancel: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    /// Rings at the machine's next time or before: it is only set when it has to be earlier.
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// Why nothing more can be sent. What the server had to say may still be read.
+    send_error: Option<io::Error>,
+}
+
+/// Who is at the other end.
+#[derive(Clone)]
+pub(super) struct Peer {
+    /// As the user names it.
+    pub(super) name: Arc<str>,
+    pub(super) address: Address,
+    pub(super) keepalive: Keepalive,
+    pub(super) cancel_key: CancelKey,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Stream, connection: Connection, peer: Peer) -> Self {
+        let machine = Machine::new(connection);
+        Self { stream, machine, peer, cancel: None, alarm: None, send_error: None }
+    }
+
+    pub(super) fn peer_name(&self) -> &str {
+        &self.peer.name
+    }
+
+    pub(super) fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.machine.is_idle()
+    }
+
+    /// Sends a request; [`poll_outcome`](Self::poll_outcome) follows.
+    pub(super) fn ask(&mut self, ask: Ask) -> Result<()> {
+        self.machine.ask(ask, now()).map_err(|error| {
+            Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
+        })
+    }
+
+    /// Drives the request that was asked to its outcome. Can be given up and taken up at any time.
+    pub(super) fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        loop {
+            match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
+                Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
+                Action::SendCancel => {
+                    let Peer { address, cancel_key, keepalive, .. } = self.peer.clone();
+                    self.cancel = Some(Box::pin(net::cancel(address, cancel_key, keepalive)));
+                }
+                Action::Wait { until } => {
+                    self.poll_send(cx);
+                    let progress = self.poll_cancel(cx)
+                        || self.poll_receive(cx)?
+                        || until.is_some_and(|until| self.poll_alarm(until.into(), cx));
+                    if !progress {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what the server sent without being asked, which may be that the session is over.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        loop {
+            if let Err(loss) = self.machine.poll(now()) {
+                return Poll::Ready(self.lost(loss));
+            }
+            match self.poll_receive(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+    }
+
+    /// Gives up what is under way and makes the books true: afterwards the lock that was asked for is
+    /// not held.
+    pub(super) async fn settle(mut self: Box<Self>) -> Result<Box<Self>> {
+        self.machine.abandon(now());
+        while !self.machine.is_idle() {
+            poll_fn(|cx| self.poll_outcome(cx)).await?;
+        }
+        Ok(self)
+    }
+
+    /// Ends the session, and returns when the server has closed the socket: by then it has released
+    /// the session's locks.
+    pub(super) async fn close(mut self) -> Result<()> {
+        self.machine.connection().terminate();
+        match timeout(CLOSE_WITHIN, poll_fn(|cx| self.poll_end(cx))).await {
+            Ok(ended) => ended,
+            Err(_) => Err(self.error(
+                ErrorKind::Timeout,
+                "the server did not end the session within 10 s; its locks may still be held",
+            )),
+        }
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            self.poll_send(cx);
+            let received = self.machine.connection().received();
+            received.clear();
+            match ready!(pin!(self.stream.read_buf(received)).poll(cx)) {
+                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    /// Sends what it can of what is outgoing. An error is kept until there is nothing more to read:
+    /// the server's last words say more.
+    fn poll_send(&mut self, cx: &mut Context<'_>) {
+        while self.send_error.is_none() && !self.machine.connection().outgoing().is_empty() {
+            let outgoing = self.machine.connection().outgoing();
+            match Pin::new(&mut self.stream).poll_write(cx, outgoing) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(0)) => self.send_error = Some(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => self.machine.connection().sent(count),
+                Poll::Ready(Err(error)) => self.send_error = Some(error),
+            }
+        }
+    }
+
+    /// Whether bytes have come.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<bool> {
+        let received = self.machine.connection().received();
+        match pin!(self.stream.read_buf(received)).poll(cx) {
+            Poll::Ready(Ok(0)) => Err(match self.send_error.take() {
+                Some(error) => self.broken(error),
+                None => {
+                    self.error(ErrorKind::Lost, "the server closed the connection without a reason")
+                }
+            }),
+            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Err(error)) => Err(self.broken(error)),
+            Poll::Pending => match self.send_error.take() {
+                Some(error) => Err(self.broken(error)),
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// Whether the `CancelRequest` has ended.
+    fn poll_cancel(&mut self, cx: &mut Context<'_>) -> bool {
+        let ended = self.cancel.as_mut().is_some_and(|cancel| cancel.as_mut().poll(cx).is_ready());
+        if ended {
+            self.cancel = None;
+            self.machine.cancel_ended(now());
+        }
+        ended
+    }
+
+    /// Whether the alarm rang, at this time or before.
+    fn poll_alarm(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if alarm.is_elapsed() || alarm.deadline() > until {
+            alarm.as_mut().reset(until);
+        }
+        alarm.as_mut().poll(cx).is_ready()
+    }
+
+    fn lost(&self, loss: Loss) -> Error {
+        match loss {
+            Loss::Ended(server) => {
+                self.error(ErrorKind::Lost, "the server ended the session").with_server(server)
+            }
+            Loss::Protocol(error) => self.error(ErrorKind::Protocol, error.to_string()),
+            Loss::Silent(patience) => self.error(
+                ErrorKind::Lost,
+                format!("the server did not answer within {} s", patience.as_secs()),
+            ),
+            Loss::Unsettled(patience) => self.error(
+                ErrorKind::Lost,
+                format!("a request could not be withdrawn within {} s", patience.as_secs()),
+            ),
+            Loss::NotHeld(lock) => self.error(
+                ErrorKind::Lost,
+                format!(
+                    "the server no longer had the {} lock on key {} that was acquired here; does \
+                     something between here and the server share its sessions?",
+                    lock.mode, lock.key
+                ),
+            ),
+        }
+    }
+
+    fn broken(&self, error: io::Error) -> Error {
+        self.error(ErrorKind::Lost, format!("the connection broke ({})", error.kind()))
+            .with_source(error)
+    }
+
+    /// An error after which the session is over.
+    fn error(&self, kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(kind, message).context(format!("session with {}", self.peer.name)).lost()
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire")
+            .field("peer", &self.peer.name)
+            .field("machine", &self.machine)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The time, on tokio's clock, which tests can stop.
+pub(super) fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
