@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+mod fence;
 mod key;
 mod lock;
 mod locker;
@@ -11,6 +12,7 @@ mod session;
 
 pub use config::{Config, SslMode};
 pub use error::{Error, ErrorKind, Result, ServerError};
+pub use fence::Fence;
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fence::Fence;
 use crate::key::{Key, Mode};
 use crate::session::{Canceller, Session};
 
@@ -155,6 +156,33 @@ impl Lock {
         self.session.lock_timeout(self.key, Mode::Shared, timeout).await
     }
 
+    /// As [`try_lock`](Lock::try_lock), with a fencing token: `None` if the lock is not free.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::try_lock_fenced`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released.
+    pub async fn try_lock_fenced(&mut self) -> Result<Option<Fence>> {
+        self.session.try_lock_fenced(self.key, Mode::Exclusive).await
+    }
+
+    /// As [`lock`](Lock::lock), with a fencing token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::lock_fenced`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Session::lock`]: a dropped wait leaves the server's queue, and a lock granted meanwhile
+    /// is released.
+    pub async fn lock_fenced(&mut self) -> Result<Fence> {
+        self.session.lock_fenced(self.key, Mode::Exclusive).await
+    }
+
     /// Takes one level off the exclusive lock, and releases it with the last one. When this returns,
     /// the next session gets it.
     ///
@@ -164,7 +192,7 @@ impl Lock {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the lock is released, also if this future is dropped before it is done.
+    /// As [`Session::unlock`]: a release that was sent takes place.
     pub async fn unlock(&mut self) -> Result<()> {
         self.session.unlock(self.key, Mode::Exclusive).await
     }
@@ -178,7 +206,7 @@ impl Lock {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the lock is released, also if this future is dropped before it is done.
+    /// As [`Session::unlock`]: a release that was sent takes place.
     pub async fn unlock_shared(&mut self) -> Result<()> {
         self.session.unlock(self.key, Mode::Shared).await
     }

@@ -61,6 +61,9 @@ pub(crate) enum Ask {
     Unlock(LockId),
     /// Runs a query that has one row.
     Query(String),
+    /// Runs a query that has one row, without which the lock, just acquired, is of no use: if the
+    /// query fails or its caller gives up, the lock is released.
+    Complete(LockId, String),
 }
 
 /// What became of it.
@@ -213,7 +216,7 @@ impl Machine {
             Ask::Lock(lock, _) => Function::Lock.call(*lock, &mut self.connection),
             Ask::TryLock(lock) => Function::TryLock.call(*lock, &mut self.connection),
             Ask::Unlock(lock) => Function::Unlock.call(*lock, &mut self.connection),
-            Ask::Query(sql) => self.connection.query(sql),
+            Ask::Query(sql) | Ask::Complete(_, sql) => self.connection.query(sql),
         }?;
         let answer_by = now + ANSWER_WITHIN;
         self.state = State::Asked(Asked { ask, answer: None, answer_by, wanted: true });
@@ -395,13 +398,17 @@ impl Asked {
             (Ask::TryLock(_), Answer::Bool(true)) if self.wanted => Next::Done(Outcome::Acquired),
             (Ask::TryLock(lock), Answer::Bool(true)) => settle(lock, Outcome::NotAcquired),
             (Ask::TryLock(_), Answer::Bool(false)) => Next::Done(Outcome::NotAcquired),
-            (Ask::Lock(lock, _) | Ask::TryLock(lock), Answer::Failed(error)) => {
-                settle(lock, Outcome::Failed(error))
-            }
+            (
+                Ask::Lock(lock, _) | Ask::TryLock(lock) | Ask::Complete(lock, _),
+                Answer::Failed(error),
+            ) => settle(lock, Outcome::Failed(error)),
             (Ask::Unlock(_), Answer::Bool(true)) => Next::Done(Outcome::Released),
             (Ask::Unlock(lock), Answer::Bool(false)) => return Err(Loss::NotHeld(lock)),
             (Ask::Unlock(lock), Answer::Failed(_)) => settle(lock, Outcome::Released),
-            (Ask::Query(_), Answer::Row(row)) => Next::Done(Outcome::Row(row)),
+            (Ask::Complete(lock, _), Answer::Row(_)) if !self.wanted => {
+                settle(lock, Outcome::NotAcquired)
+            }
+            (Ask::Query(_) | Ask::Complete(..), Answer::Row(row)) => Next::Done(Outcome::Row(row)),
             (Ask::Query(_), Answer::Failed(error)) => Next::Done(Outcome::Failed(error)),
             _ => return Err(unexpected_answer()),
         })
@@ -411,12 +418,14 @@ impl Asked {
 impl Withdrawing {
     fn act(&mut self, now: Instant) -> Action {
         match self.cancel {
-            Cancel::Due(at) if at <= now => {
+            Cancel::Due(at) if self.answer.is_none() && at <= now => {
                 self.cancel = Cancel::Open;
                 Action::SendCancel
             }
-            Cancel::Due(at) => Action::Wait { until: Some(at.min(self.give_up_at)) },
-            Cancel::Open => Action::Wait { until: Some(self.give_up_at) },
+            Cancel::Due(at) if self.answer.is_none() => {
+                Action::Wait { until: Some(at.min(self.give_up_at)) }
+            }
+            Cancel::Due(_) | Cancel::Open => Action::Wait { until: Some(self.give_up_at) },
         }
     }
 

@@ -38,6 +38,7 @@ use self::machine::{Ask, Outcome};
 use self::wire::{Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
+use crate::fence::Fence;
 use crate::key::{Key, Mode};
 pub use canceller::Canceller;
 
@@ -131,11 +132,16 @@ impl Session {
     /// Dropping this future withdraws the request; a lock granted meanwhile is released.
     pub async fn try_lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<bool> {
         let lock = LockId { key: key.into(), mode };
-        if self.stack(lock).await? {
+        self.ready().await?;
+        if self.books.stack(lock) {
             return Ok(true);
         }
         let outcome = self.perform(Ask::TryLock(lock), None).await?;
-        self.enter(lock, outcome)
+        let acquired = self.acquired(lock, outcome)?;
+        if acquired {
+            self.books.enter(lock);
+        }
+        Ok(acquired)
     }
 
     /// Waits for the lock, for as long as it takes.
@@ -157,7 +163,7 @@ impl Session {
     pub async fn lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
         let lock = LockId { key: key.into(), mode };
         // Without a deadline, only a canceller ends a wait.
-        if self.wait(lock, None).await? { Ok(()) } else { Err(cancelled(lock)) }
+        if self.wait_and_enter(lock, None).await? { Ok(()) } else { Err(cancelled(lock)) }
     }
 
     /// Waits for the lock until this much time has passed, and says whether it was acquired.
@@ -183,7 +189,60 @@ impl Session {
             return self.try_lock(lock.key, mode).await;
         }
         // A time too far for the clock is no limit.
-        self.wait(lock, now().checked_add(timeout)).await
+        self.wait_and_enter(lock, now().checked_add(timeout)).await
+    }
+
+    /// As [`try_lock`](Session::try_lock), with a fencing token taken after the lock: `None` if the
+    /// lock is not free.
+    ///
+    /// The token costs a write to the server's log, and waits until that is on disk, and on the
+    /// standbys that the server is set to wait for.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](Session::try_lock). Without a token, the lock is not taken.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`try_lock`](Session::try_lock).
+    pub async fn try_lock_fenced(
+        &mut self,
+        key: impl Into<Key>,
+        mode: Mode,
+    ) -> Result<Option<Fence>> {
+        let lock = LockId { key: key.into(), mode };
+        self.ready().await?;
+        if self.books.level(lock) > 0 {
+            return self.fence_again(lock).await.map(Some);
+        }
+        let outcome = self.perform(Ask::TryLock(lock), None).await?;
+        if self.acquired(lock, outcome)? { self.fence(lock).await.map(Some) } else { Ok(None) }
+    }
+
+    /// As [`lock`](Session::lock), with a fencing token taken after the lock.
+    ///
+    /// The token costs a write to the server's log, and waits until that is on disk, and on the
+    /// standbys that the server is set to wait for.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](Session::lock). Without a token, the lock is not taken.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`lock`](Session::lock).
+    pub async fn lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Fence> {
+        let lock = LockId { key: key.into(), mode };
+        let wait = self.signal.as_ref().map(Signal::wait);
+        self.ready_within(lock, None, wait.as_ref()).await?;
+        if self.books.level(lock) > 0 {
+            return self.fence_again(lock).await;
+        }
+        if self.wait(lock, None, wait.as_ref()).await? {
+            self.fence(lock).await
+        } else {
+            Err(cancelled(lock))
+        }
     }
 
     /// Takes one level off the lock, and releases it with the last one. When this returns, the next
@@ -196,7 +255,9 @@ impl Session {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the lock is released, also if this future is dropped before it is done.
+    /// A release that was sent takes place, also if this future is dropped before its answer; and it
+    /// is sent at once, unless an earlier request is still being settled. [`level`](Session::level)
+    /// tells.
     pub async fn unlock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
         let lock = LockId { key: key.into(), mode };
         self.ready().await?;
@@ -295,39 +356,93 @@ impl Session {
 }
 
 impl Session {
-    async fn wait(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
+    /// Waits for the lock, and enters it into the books if it was granted in time.
+    async fn wait_and_enter(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
         let wait = self.signal.as_ref().map(Signal::wait);
-        let stacked = match until {
-            None => self.stack(lock).await?,
-            // The wire may be away for a while: that counts.
-            Some(until) => match timeout_at(until.into(), self.stack(lock)).await {
-                Ok(stacked) => stacked?,
-                Err(_) => return Ok(false),
-            },
-        };
-        if stacked {
+        if !self.ready_within(lock, until, wait.as_ref()).await? {
+            return Ok(false);
+        }
+        if self.books.stack(lock) {
             return Ok(true);
         }
-        let outcome = self.perform(Ask::Lock(lock, until), wait.as_ref()).await?;
-        let acquired = self.enter(lock, outcome)?;
-        if !acquired && wait.is_some_and(|wait| wait.is_asked()) {
+        let acquired = self.wait(lock, until, wait.as_ref()).await?;
+        if acquired {
+            self.books.enter(lock);
+        }
+        Ok(acquired)
+    }
+
+    /// Waits for the lock, on a session that is ready.
+    async fn wait(
+        &mut self,
+        lock: LockId,
+        until: Option<Instant>,
+        wait: Option<&Cancellable>,
+    ) -> Result<bool> {
+        let outcome = self.perform(Ask::Lock(lock, until), wait).await?;
+        let acquired = self.acquired(lock, outcome)?;
+        if !acquired && wait.is_some_and(Cancellable::is_asked) {
             return Err(cancelled(lock));
         }
         Ok(acquired)
     }
 
-    /// Adds a level to the lock, if it is held by a session that is alive.
-    async fn stack(&mut self, lock: LockId) -> Result<bool> {
-        self.ready().await?;
-        Ok(self.books.stack(lock))
+    /// Gets ready, unless time runs out or the wait is cancelled before: a dropped request may still
+    /// have to be settled. The result says whether there is time left.
+    async fn ready_within(
+        &mut self,
+        lock: LockId,
+        until: Option<Instant>,
+        wait: Option<&Cancellable>,
+    ) -> Result<bool> {
+        let mut ready = pin!(self.ready());
+        let ready = poll_fn(|cx| {
+            if wait.is_some_and(|wait| wait.poll_asked(cx)) {
+                return Poll::Ready(Err(cancelled(lock)));
+            }
+            ready.as_mut().poll(cx).map(|ready| ready.map(|_| ()))
+        });
+        match until {
+            None => ready.await.map(|()| true),
+            Some(until) => match timeout_at(until.into(), ready).await {
+                Ok(ready) => ready.map(|()| true),
+                Err(_) => Ok(false),
+            },
+        }
     }
 
-    fn enter(&mut self, lock: LockId, outcome: Outcome) -> Result<bool> {
+    /// Takes a token for a lock that was acquired and is not in the books yet.
+    async fn fence(&mut self, lock: LockId) -> Result<Fence> {
+        let fence = self.query_fence(Ask::Complete(lock, Fence::query(lock.key)), lock).await?;
+        self.books.enter(lock);
+        Ok(fence)
+    }
+
+    /// Takes another token for a lock that is held, and adds a level to it.
+    async fn fence_again(&mut self, lock: LockId) -> Result<Fence> {
+        let fence = self.query_fence(Ask::Query(Fence::query(lock.key)), lock).await?;
+        self.books.stack(lock);
+        Ok(fence)
+    }
+
+    async fn query_fence(&mut self, ask: Ask, lock: LockId) -> Result<Fence> {
+        match self.perform(ask, None).await? {
+            Outcome::Row(row) => Fence::from_row(&row).ok_or_else(|| {
+                // Whatever this server is, a lock without a token must not stay behind.
+                let error = Error::new(
+                    ErrorKind::Protocol,
+                    "the server gave a position in its log that cannot be read",
+                );
+                self.gone(error.lost())
+            }),
+            Outcome::Failed(error) => Err(self.refused(lock, error)),
+            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => Err(cancelled(lock)),
+        }
+    }
+
+    fn acquired(&self, lock: LockId, outcome: Outcome) -> Result<bool> {
         match outcome {
-            Outcome::Acquired => {
-                self.books.enter(lock);
-                Ok(true)
-            }
+            Outcome::Acquired => Ok(true),
             Outcome::Failed(error) => Err(self.refused(lock, error)),
             Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) => Ok(false),
         }
