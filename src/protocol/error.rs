@@ -56,6 +56,8 @@ pub enum ProtocolError {
     },
     /// The server offered no SASL mechanism that this client has.
     NoCommonMechanism,
+    /// The server offered to bind the login to a TLS connection that does not exist.
+    ChannelBindingWithoutTls,
     /// The server wants a password, and there is none.
     PasswordNeeded,
     /// The server wants the password in clear, over a connection that others may read.
@@ -88,6 +90,7 @@ impl ProtocolError {
             self,
             Self::UnsupportedAuthentication { .. }
                 | Self::NoCommonMechanism
+                | Self::ChannelBindingWithoutTls
                 | Self::PasswordNeeded
                 | Self::CleartextRefused
                 | Self::ServerNotAuthenticated
@@ -129,6 +132,10 @@ impl fmt::Display for ProtocolError {
             ),
             Self::NoCommonMechanism => f.write_str(
                 "the server offers no SASL mechanism that is supported; SCRAM-SHA-256 is",
+            ),
+            Self::ChannelBindingWithoutTls => f.write_str(
+                "the server offers channel binding over an unencrypted connection; somebody between \
+                 here and the server may be decrypting it",
             ),
             Self::PasswordNeeded => {
                 f.write_str("the server asks for a password and none is set; set one in the Config")

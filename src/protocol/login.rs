@@ -21,6 +21,7 @@ use super::{
 };
 
 const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// Rounds of the password's derivation in one step: about half a millisecond of one core.
 const ROUNDS_PER_STEP: u32 = 4_096;
@@ -198,9 +199,7 @@ impl Login {
                 State::PasswordSent
             }
             (State::Greeted, Authentication::Sasl(mechanisms)) => {
-                if !mechanisms.contains(&SCRAM_SHA_256.as_bytes()) {
-                    return Err(ProtocolError::NoCommonMechanism);
-                }
+                check_mechanisms(&mechanisms)?;
                 self.password()?;
                 let first = ClientFirst::new(self.credentials.nonce, ChannelBinding::Unsupported);
                 let message = first.message();
@@ -264,6 +263,19 @@ impl Login {
             server_version: self.server_version.take(),
             in_hot_standby: self.in_hot_standby,
         }))
+    }
+}
+
+/// Over an unencrypted connection, there is nothing that `-PLUS` could bind the login to. A server
+/// that offers it sees TLS where we see none: somebody stands in between.
+fn check_mechanisms(mechanisms: &[&[u8]]) -> Result<(), ProtocolError> {
+    let offered = |name: &str| mechanisms.contains(&name.as_bytes());
+    if offered(SCRAM_SHA_256_PLUS) {
+        Err(ProtocolError::ChannelBindingWithoutTls)
+    } else if offered(SCRAM_SHA_256) {
+        Ok(())
+    } else {
+        Err(ProtocolError::NoCommonMechanism)
     }
 }
 

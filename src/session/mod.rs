@@ -19,6 +19,8 @@ mod books;
 mod canceller;
 mod connect;
 mod machine;
+#[cfg(test)]
+mod simulation;
 mod wire;
 
 use std::future::{Future, poll_fn};
