@@ -263,13 +263,11 @@ impl Session {
     pub async fn unlock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
         let lock = LockId { key: key.into(), mode };
         self.ready().await?;
-        match self.books.level(lock) {
-            0 => return Err(not_held(lock)),
-            1 => {}
-            _ => {
-                self.books.unstack(lock);
-                return Ok(());
-            }
+        if self.books.level(lock) == 0 {
+            return Err(not_held(lock));
+        }
+        if self.books.unstack(lock) {
+            return Ok(());
         }
         self.perform(Ask::Unlock(lock), None).await.map(|_| ())
     }
