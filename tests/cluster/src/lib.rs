@@ -1,0 +1,30 @@
+//! Private PostgreSQL servers for tests, benchmarks and examples.
+//!
+//! [`Cluster::default_cluster`] is one server for a whole test process; [`Settings::start`] starts
+//! others, which a test may stop, crash, turn into a standby and promote. Each lives in a directory
+//! of its own, listens on loopback and on a Unix socket, has TLS on and the roles of [`role`], and
+//! is gone when the process that started it is gone, however that ended.
+//!
+//! ```
+//! use pglock_test_cluster::{Cluster, role};
+//!
+//! let cluster = Cluster::default_cluster();
+//! let url = cluster.url_for(&role::SCRAM); // for the library under test
+//! let mut look = cluster.raw(); // sees the server without the library under test
+//! assert_eq!(look.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), "0");
+//! ```
+
+mod binaries;
+mod certificate;
+mod cluster;
+mod raw;
+pub mod role;
+mod supervisor;
+mod wait;
+
+pub use binaries::find as find_binaries;
+pub use certificate::{Authority, Certificate};
+pub use cluster::{Cluster, Settings, Shutdown, signal};
+pub use raw::{Raw, Row};
+pub use role::Role;
+pub use wait::{eventually, wait_until};

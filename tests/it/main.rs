@@ -1,0 +1,11 @@
+//! The tests that need a PostgreSQL server: one binary, so that one server serves them all.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what it expects, and ends where that does not hold"
+)]
+
+mod cluster;
