@@ -1,4 +1,59 @@
 //! Distributed locks on PostgreSQL's advisory locks, spoken directly over the wire.
+//!
+//! Programs that connect to the same database and use the same [`Key`] exclude each other, on however
+//! many machines they run. No driver and no table is needed.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use pglock::{Config, Lock};
+//!
+//! #[tokio::main]
+//! async fn main() -> pglock::Result<()> {
+//!     let mut lock = Lock::connect(&Config::from_env()?, "nightly-report").await?;
+//!     if lock.lock_timeout(Duration::from_secs(10)).await? {
+//!         lock.hold(report()).await?; // Dropped if the lock is lost.
+//!         lock.unlock().await?;
+//!     }
+//!     lock.close().await
+//! }
+//!
+//! async fn report() {}
+//! ```
+//!
+//! # Where to begin
+//!
+//! - [`Config`] says where the server is: a connection string, the environment, or setters.
+//! - [`Key`] says what is locked: a name, a number or two. [`Mode`] says how: alone or together.
+//! - [`Lock`] is one key on a connection of its own. Most programs need nothing else.
+//! - [`Session`] is one connection that holds any number of keys.
+//! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
+//! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
+//!   from one of the past.
+//! - [`Locker`] is [`Lock`] as a trait, for tests without a server.
+//! - [`Error`] tells by its [`kind`](Error::kind) what failed, and by [`is_lost`](Error::is_lost) whether
+//!   the locks are gone.
+//! - [`protocol`] is the part that turns bytes into events, without input or output. Few need it.
+//!
+//! # What holds
+//!
+//! - A lock that was acquired is held until it is unlocked, its session is closed or dropped, or
+//!   [`lost`](Lock::lost) tells that the session is gone. It is never acquired again in secret.
+//! - Whatever ends a wait, the session afterwards holds what it says it holds, and can be used further.
+//! - When [`unlock`](Lock::unlock) has taken the last level, or [`close`](Lock::close) returns, the next
+//!   session gets the lock at once.
+//! - A standby, a connection pooler and a server that is not PostgreSQL are refused: their locks may
+//!   exclude nobody.
+//!
+//! # Limits
+//!
+//! - Keys belong to a database: the same key in two databases is two locks.
+//! - PostgreSQL 12 to 18. Before 14, a client that dies while it waits stays in the server's queue until
+//!   its turn comes.
+//! - The connection is not encrypted: this version has no TLS, and refuses to connect where it is
+//!   demanded.
+//! - A process that is frozen while its host lives keeps its locks. Where it must not write after it
+//!   wakes, take a [`Fence`].
+//! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled.
 
 mod config;
 mod error;
@@ -17,3 +72,8 @@ pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
 pub use session::{Canceller, Session};
+
+/// Compiles the README's program with the tests of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
