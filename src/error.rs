@@ -164,16 +164,17 @@ impl fmt::Display for Error {
     }
 }
 
+/// Begins with the sentence of `Display`: it is what a person sees when `main` returns the error.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = f.debug_struct("Error");
-        out.field("kind", &self.0.kind)
-            .field("lost", &self.0.lost)
-            .field("message", &self.to_string());
-        if let Some(source) = &self.0.source {
-            out.field("source", source);
+        write!(f, "{self} [{:?}", self.0.kind)?;
+        if self.0.lost {
+            f.write_str(", session lost")?;
         }
-        out.finish()
+        if let Some(source) = &self.0.source {
+            write!(f, ", caused by {source:?}")?;
+        }
+        f.write_str("]")
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) struct Keepalive {
     pub(crate) probes: u32,
 }
 
+#[cfg(any(test, target_os = "linux", target_os = "android"))]
 impl Keepalive {
     /// Silence after which the peer counts as gone.
     pub(crate) fn patience(&self) -> Duration {
