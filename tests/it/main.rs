@@ -8,5 +8,7 @@
     reason = "a test says what it expects, and ends where that does not hold"
 )]
 
+mod behaviour;
 mod cluster;
 mod examples;
+mod stage;

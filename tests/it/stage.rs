@@ -1,0 +1,120 @@
+//! What the tests share: sessions with names, and a look at their locks from outside.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use pglock::{Config, Key, Lock, Session};
+use pglock_test_cluster::{Cluster, Raw, eventually, role};
+
+/// How long a test waits for what has to happen sooner or later, on a busy machine too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One test's key and sessions on a server that others use at the same time.
+pub(crate) struct Stage<'a> {
+    cluster: &'a Cluster,
+    key: i64,
+    look: Raw,
+}
+
+impl Stage<'static> {
+    /// A stage on the server that all tests share.
+    pub(crate) fn new() -> Self {
+        Self::on(Cluster::default_cluster())
+    }
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) fn on(cluster: &'a Cluster) -> Self {
+        static KEY: AtomicI64 = AtomicI64::new(1_000_000);
+        Self { cluster, key: KEY.fetch_add(1, Ordering::Relaxed), look: cluster.raw() }
+    }
+
+    /// A key that no other stage uses.
+    pub(crate) fn key(&self) -> Key {
+        Key::bigint(self.key)
+    }
+
+    /// How `actor` connects: over TCP, without a password.
+    pub(crate) fn config(&self, actor: &str) -> Config {
+        self.config_by(&self.cluster.url_for(&role::TRUST), actor)
+    }
+
+    pub(crate) fn config_by(&self, url: &str, actor: &str) -> Config {
+        let mut config: Config = url.parse().unwrap();
+        config.application_name(&self.application_name(actor));
+        config
+    }
+
+    pub(crate) fn application_name(&self, actor: &str) -> String {
+        format!("{}/{actor}", self.key)
+    }
+
+    /// Connects `actor` for the stage's key.
+    pub(crate) async fn lock(&self, actor: &str) -> Lock {
+        Lock::connect(&self.config(actor), self.key()).await.unwrap()
+    }
+
+    /// Connects `actor` for any keys.
+    pub(crate) async fn session(&self, actor: &str) -> Session {
+        Session::connect(&self.config(actor)).await.unwrap()
+    }
+
+    /// What the stage's sessions hold and wait for, as the server has it, in alphabetical order: such
+    /// as `alice holds exclusive` for the stage's key, `alice awaits shared (1, 2)` for another.
+    pub(crate) fn locks(&mut self) -> Vec<String> {
+        // Shifting to and fro extends the sign.
+        let sql = format!(
+            "SELECT substr(application_name, strpos(application_name, '/') + 1) \
+                 || CASE WHEN granted THEN ' holds ' ELSE ' awaits ' END \
+                 || CASE mode WHEN 'ExclusiveLock' THEN 'exclusive' WHEN 'ShareLock' THEN 'shared' END \
+                 || CASE WHEN objsubid = 2 THEN format(' (%s, %s)', \
+                         classid::bigint << 32 >> 32, objid::bigint << 32 >> 32) \
+                     WHEN classid::bigint << 32 | objid::bigint = {0} THEN '' \
+                     ELSE ' ' || (classid::bigint << 32 | objid::bigint) END \
+             FROM pg_locks JOIN pg_stat_activity USING (pid) \
+             WHERE locktype = 'advisory' AND application_name LIKE '{0}/%' ORDER BY 1",
+            self.key
+        );
+        self.look.rows(&sql).into_iter().flatten().flatten().collect()
+    }
+
+    /// Waits until [`locks`](Self::locks) are these, while other tasks go on.
+    pub(crate) async fn until(&mut self, expected: &[&str]) {
+        let what = format!("the locks are {expected:?}");
+        eventually(&what, PATIENCE, || self.locks() == expected).await;
+    }
+
+    /// The number of the stage's sessions that the server has.
+    pub(crate) fn sessions(&mut self) -> usize {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '{}/%'",
+            self.key
+        );
+        self.look.value(&sql).parse().unwrap()
+    }
+
+    /// The process that serves `actor`.
+    pub(crate) fn pid(&mut self, actor: &str) -> i32 {
+        self.activity(actor, "pid").parse().unwrap()
+    }
+
+    /// A column of `pg_stat_activity` for `actor`.
+    pub(crate) fn activity(&mut self, actor: &str, column: &str) -> String {
+        let name = self.application_name(actor);
+        self.look.value(&format!(
+            "SELECT {column} FROM pg_stat_activity WHERE application_name = '{name}'"
+        ))
+    }
+
+    /// Ends the session of `actor` from outside.
+    pub(crate) fn terminate(&mut self, actor: &str) {
+        let pid = self.pid(actor);
+        assert_eq!(self.look.value(&format!("SELECT pg_terminate_backend({pid})")), "t");
+    }
+}
+
+/// As [`tokio::time::timeout`], for what must not take for ever: the test fails if it does.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("what was waited for came in time")
+}
