@@ -10,6 +10,7 @@
 
 mod authentication;
 mod behaviour;
+mod cancel;
 mod cluster;
 mod examples;
 mod stage;

@@ -1,7 +1,9 @@
 //! What the tests share: sessions with names, and a look at their locks from outside.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use pglock::{Config, Key, Lock, Session};
@@ -9,6 +11,9 @@ use pglock_test_cluster::{Cluster, Raw, eventually, role};
 
 /// How long a test waits for what has to happen sooner or later, on a busy machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The first major version whose servers notice that the client of a waiting request is gone.
+pub(crate) const NOTICES_LOST_CLIENTS: u32 = 14;
 
 /// One test's key and sessions on a server that others use at the same time.
 pub(crate) struct Stage<'a> {
@@ -81,8 +86,13 @@ impl<'a> Stage<'a> {
 
     /// Waits until [`locks`](Self::locks) are these, while other tasks go on.
     pub(crate) async fn until(&mut self, expected: &[&str]) {
+        self.until_within(PATIENCE, expected).await;
+    }
+
+    /// As [`until`](Self::until), for what must not take longer than this.
+    pub(crate) async fn until_within(&mut self, patience: Duration, expected: &[&str]) {
         let what = format!("the locks are {expected:?}");
-        eventually(&what, PATIENCE, || self.locks() == expected).await;
+        eventually(&what, patience, || self.locks() == expected).await;
     }
 
     /// The number of the stage's sessions that the server has.
@@ -112,6 +122,32 @@ impl<'a> Stage<'a> {
         let pid = self.pid(actor);
         assert_eq!(self.look.value(&format!("SELECT pg_terminate_backend({pid})")), "t");
     }
+
+    /// Ends the request of `actor` from outside.
+    pub(crate) fn cancel_request(&mut self, actor: &str) {
+        let pid = self.pid(actor);
+        assert_eq!(self.look.value(&format!("SELECT pg_cancel_backend({pid})")), "t");
+    }
+
+    pub(crate) fn major_version(&self) -> u32 {
+        self.cluster.major_version()
+    }
+}
+
+/// Polls a future this often, and drops it if it is not done by then.
+pub(crate) async fn poll_times<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    poll_fn(|cx| {
+        let Some(fewer) = left.checked_sub(1) else { return Poll::Ready(None) };
+        left = fewer;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// As [`tokio::time::timeout`], for what must not take for ever: the test fails if it does.
