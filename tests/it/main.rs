@@ -13,4 +13,5 @@ mod behaviour;
 mod cancel;
 mod cluster;
 mod examples;
+mod races;
 mod stage;
