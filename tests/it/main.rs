@@ -13,5 +13,6 @@ mod behaviour;
 mod cancel;
 mod cluster;
 mod examples;
+mod processes;
 mod races;
 mod stage;
