@@ -240,6 +240,9 @@ fn texts_up_to_an_empty_one<'a>(fields: &mut Fields<'a>) -> Result<Vec<&'a [u8]>
     }
 }
 
+/// Most of each text of an error that is kept, in bytes.
+const ERROR_TEXT_BYTES_MAX: usize = 8 << 10;
+
 /// The fields of an `ErrorResponse` or `NoticeResponse`. Fields that are not needed are passed over,
 /// as the manual asks for unknown ones.
 fn server_error(fields: &mut Fields<'_>) -> Result<ServerError, ProtocolError> {
@@ -264,6 +267,7 @@ fn server_error(fields: &mut Fields<'_>) -> Result<ServerError, ProtocolError> {
             b'H' => &mut hint,
             _ => continue,
         };
+        let value = value.get(..ERROR_TEXT_BYTES_MAX).unwrap_or(value);
         *wanted = Some(String::from_utf8_lossy(value).into_owned());
     }
     Ok(ServerError {

@@ -1,5 +1,7 @@
 //! Cuts the bytes of a backend into messages.
 
+use std::ffi::CStr;
+
 use bytes::{Buf, BytesMut};
 
 use super::{BackendMessage, ProtocolError};
@@ -59,12 +61,11 @@ impl Frames {
         };
         let body_bytes = match self.body_bytes(tag, length) {
             Ok(body_bytes) => body_bytes,
-            Err(_) if self.may_be_unframed(tag) => return self.unframed_error(),
-            Err(error) => return Err(error),
+            Err(error) => return self.unframed_error(tag, length, error).map(|()| None),
         };
         let frame_bytes = HEADER_BYTES + body_bytes;
         if self.buffer.len() < frame_bytes {
-            self.buffer.reserve(frame_bytes - self.buffer.len());
+            self.make_room(frame_bytes + READ_BYTES);
             return Ok(None);
         }
         self.taken = frame_bytes;
@@ -72,32 +73,49 @@ impl Frames {
         BackendMessage::decode(tag, body).map(Some)
     }
 
+    /// Lets the buffer hold so many bytes and no more. Left to itself it would double, past any limit
+    /// that the length of a message sets.
+    fn make_room(&mut self, bytes: usize) {
+        if !self.buffer.try_reclaim(bytes.saturating_sub(self.buffer.len())) {
+            let mut longer = BytesMut::with_capacity(bytes);
+            longer.extend_from_slice(&self.buffer);
+            self.buffer = longer;
+        }
+    }
+
     fn discard_taken(&mut self) {
         self.buffer.advance(std::mem::take(&mut self.taken));
     }
 
     /// A server that failed to fork a process for the session says so without any framing: an `E`,
-    /// a line of text, a NUL. Its text then poses as a length out of bounds.
-    fn may_be_unframed(&self, tag: u8) -> bool {
-        !self.authenticated && tag == b'E' && self.buffer.len() <= LOGIN_ERROR_BODY_BYTES_MAX
-    }
-
-    fn unframed_error(&self) -> Result<Option<BackendMessage<'_>>, ProtocolError> {
+    /// a line of text, a NUL. Its text then poses as a length, an enormous one, because no text begins
+    /// with a byte smaller than a space. The length is the error all the same unless the NUL comes soon
+    /// enough. How the bytes were split must not matter, so what lies past the limit is not looked at.
+    fn unframed_error(
+        &self,
+        tag: u8,
+        length: u32,
+        error: ProtocolError,
+    ) -> Result<(), ProtocolError> {
+        let is_text = length >= u32::from_be_bytes([b' ', 0, 0, 0]);
+        if self.authenticated || tag != b'E' || !is_text {
+            return Err(error);
+        }
         let text = self.buffer.get(1..).unwrap_or_default();
-        match text.iter().position(|&byte| byte == 0) {
-            Some(end) => {
-                let text = String::from_utf8_lossy(text.get(..end).unwrap_or_default());
-                Err(ProtocolError::Unframed { text: text.trim_end().to_owned() })
-            }
-            None => Ok(None),
+        let text = text.get(..LOGIN_ERROR_BODY_BYTES_MAX).unwrap_or(text);
+        match CStr::from_bytes_until_nul(text) {
+            Ok(line) => Err(ProtocolError::Unframed { text: readable(&line.to_string_lossy()) }),
+            Err(_) if text.len() < LOGIN_ERROR_BODY_BYTES_MAX => Ok(()),
+            Err(_) => Err(error),
         }
     }
 
     fn body_bytes(&self, tag: u8, length: u32) -> Result<usize, ProtocolError> {
         let limit = match (self.authenticated, tag) {
-            (true, _) => BODY_BYTES_MAX,
             (false, b'E') => LOGIN_ERROR_BODY_BYTES_MAX,
-            (false, _) => LOGIN_BODY_BYTES_MAX,
+            // The last two are lists that belong to the login, whenever they come.
+            (false, _) | (true, b'R' | b'v') => LOGIN_BODY_BYTES_MAX,
+            (true, _) => BODY_BYTES_MAX,
         };
         usize::try_from(length)
             .ok()
@@ -105,6 +123,12 @@ impl Frames {
             .filter(|&body| body <= limit)
             .ok_or(ProtocolError::BadLength { tag, length })
     }
+}
+
+/// Makes text of a server that has not shown who it is fit to be shown: without anything that a
+/// terminal acts on.
+fn readable(text: &str) -> String {
+    text.trim_end().replace(char::is_control, "?")
 }
 
 #[cfg(test)]

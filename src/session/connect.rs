@@ -173,7 +173,8 @@ async fn prepare(
     };
     let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
     refuse_strangers(values.next().unwrap_or_default())?;
-    refuse_standby(values.next() == Some("true"))?;
+    // Whatever is not a clear no counts as a yes.
+    refuse_standby(values.next() != Some("false"))?;
     refuse_poolers(values.next().unwrap_or_default(), process_id)
 }
 
@@ -283,7 +284,7 @@ fn refuse_strangers(version: &str) -> Result<()> {
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(
-            "the server calls itself \"{name}\"; only PostgreSQL's own advisory locks are trusted"
+            "the server calls itself {name:?}; only PostgreSQL's own advisory locks are trusted"
         ),
     ))
 }
