@@ -1,6 +1,8 @@
 //! The only sockets: dialling, reading and writing, and the `CancelRequest`.
 
 mod stream;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 
 use std::fmt;
 use std::io;

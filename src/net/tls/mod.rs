@@ -1,0 +1,247 @@
+//! TLS, with rustls.
+//!
+//! The cryptography is ring's. Measured against aws-lc-rs, rustls' own default, it adds less to a
+//! program and builds sooner, and it needs only a C compiler: the figures are in `benches/README.md`.
+
+mod verifier;
+mod x509;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use self::verifier::{CheckNames, Verifier};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
+/// that begin with TLS, and answer any other name with an alert in all.
+const ALPN: &[u8] = b"postgresql";
+
+/// What a configuration says about TLS.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) demand: Demand,
+    /// The certificate and the key with which this side shows who it is.
+    pub(crate) identity: Option<Identity>,
+    /// Whether to tell the server, and whoever reads along, which host is meant.
+    pub(crate) send_name: bool,
+    pub(crate) versions: Versions,
+    /// Takes the place of all the above.
+    pub(crate) client_config: Option<Arc<ClientConfig>>,
+}
+
+/// What is demanded of the server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// Nothing: anybody may be at the other end.
+    Nothing,
+    /// That one of the roots vouches for it.
+    Authority(Roots),
+    /// That one of the roots vouches for it, and that it is for the host.
+    Host(Roots),
+}
+
+/// Whose word counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Roots {
+    /// The certificates in this file.
+    File(PathBuf),
+    /// Those that the operating system trusts.
+    System,
+}
+
+/// The files of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// Which versions of TLS to offer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Versions {
+    #[default]
+    Tls12AndTls13,
+    OnlyTls12,
+    OnlyTls13,
+}
+
+/// How connections to one host are encrypted.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    config: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+impl Tls {
+    /// Reads the files that the options name.
+    pub(crate) fn new(options: &Options, host: &str) -> Result<Self> {
+        let server_name = ServerName::try_from(host.to_owned()).map_err(|error| {
+            problem("the host's name is none that a certificate can have").with_source(error)
+        })?;
+        let mut config = match &options.client_config {
+            Some(config) => ClientConfig::clone(config),
+            None => client_config(options)?,
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Self { config: Arc::new(config), server_name })
+    }
+
+    /// Shakes hands on a socket on which the server waits for that.
+    pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let stream = connector.connect(self.server_name.clone(), socket).await;
+        stream.map_err(|error| problem(format!("the handshake failed: {error}")))
+    }
+
+    /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
+    /// the protocol.
+    pub(crate) async fn connect_directly(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
+        let stream = self.connect(socket).await?;
+        if stream.get_ref().1.alpn_protocol() == Some(ALPN) {
+            return Ok(stream);
+        }
+        Err(problem(
+            "the server did not select the protocol \"postgresql\"; sslnegotiation=direct needs \
+             PostgreSQL 17 or later",
+        ))
+    }
+}
+
+/// The certificate that the server showed, in DER.
+pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
+    let (_, connection) = stream.get_ref();
+    connection.peer_certificates()?.first().map(AsRef::as_ref)
+}
+
+fn client_config(options: &Options) -> Result<ClientConfig> {
+    let provider = Arc::new(provider());
+    let verifier = match &options.demand {
+        Demand::Nothing => Verifier::anyone(&provider),
+        Demand::Authority(roots) => roots.verifier(&provider, CheckNames::No)?,
+        Demand::Host(roots) => roots.verifier(&provider, CheckNames::Yes)?,
+    };
+    let versions: &[_] = match options.versions {
+        Versions::Tls12AndTls13 => &[&TLS13, &TLS12],
+        Versions::OnlyTls12 => &[&TLS12],
+        Versions::OnlyTls13 => &[&TLS13],
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .map_err(|error| problem("these versions of TLS cannot be had").with_source(error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &options.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let (certificates, key) = identity.read()?;
+            builder.with_client_auth_cert(certificates, key).map_err(|error| {
+                let message = format!("sslkey does not fit {}", identity.certificate.display());
+                problem(message).with_source(error)
+            })?
+        }
+    };
+    config.enable_sni = options.send_name;
+    Ok(config)
+}
+
+/// ring, with the key exchange first that PostgreSQL's default `ssl_ecdh_curve` takes: a wrong guess
+/// costs a round trip.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        kx_groups: vec![
+            ring::kx_group::SECP256R1,
+            ring::kx_group::X25519,
+            ring::kx_group::SECP384R1,
+        ],
+        ..ring::default_provider()
+    }
+}
+
+impl Roots {
+    fn verifier(&self, provider: &Arc<CryptoProvider>, names: CheckNames) -> Result<Verifier> {
+        let roots = match self {
+            Self::File(path) => certificates("sslrootcert", path)?,
+            Self::System => system_roots()?,
+        };
+        Verifier::roots(provider, roots, names).map_err(|error| {
+            problem(format!("no root certificate in {self} can be used")).with_source(error)
+        })
+    }
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::System => f.write_str("the system's store"),
+        }
+    }
+}
+
+fn system_roots() -> Result<Vec<CertificateDer<'static>>> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        return Err(problem(
+            "sslrootcert=system: the system has no root certificates; install them (on Debian, the \
+             package ca-certificates) or name a file",
+        ));
+    }
+    Ok(found.certs)
+}
+
+impl Identity {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        check_private(&self.key)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key)
+            .map_err(|error| unreadable("sslkey", &self.key).with_source(error))?;
+        Ok((certificates("sslcert", &self.certificate)?, key))
+    }
+}
+
+fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+        .map_err(|error| unreadable(parameter, path).with_source(error))?;
+    if certificates.is_empty() {
+        return Err(unreadable(parameter, path));
+    }
+    Ok(certificates)
+}
+
+/// As libpq, refuses a key that others may read: only its owner, or a group if it is root's.
+#[cfg(unix)]
+fn check_private(key: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata =
+        std::fs::metadata(key).map_err(|error| unreadable("sslkey", key).with_source(error))?;
+    let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    if metadata.mode() & others != 0 {
+        let path = key.display();
+        return Err(problem(format!("sslkey: others may read {path}; change its mode to 0600")));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_private(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+fn unreadable(parameter: &str, path: &Path) -> Error {
+    problem(format!("{parameter}: {} has no PEM that can be read", path.display()))
+}
+
+fn problem(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Tls, message)
+}

@@ -1,0 +1,298 @@
+//! Which certificates are accepted.
+//!
+//! `rustls`' own verifier decides first. Three things that libpq accepts and it does not are looked at
+//! again, none of which makes a mode that verifies accept a server that does not have a key that the
+//! roots vouch for:
+//!
+//! - a certificate that is itself one of the roots (the usual self-signed one, marked as a CA);
+//! - a certificate of version 1, directly signed by a root;
+//! - a certificate without any alternative name, whose common name is the host.
+//!
+//! Whatever the mode, the server has to prove that it has the certificate's key: channel binding
+//! relies on that.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime, alg_id};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+
+use super::x509::{Certificate, Names, PublicKey};
+
+/// Accepts certificates as an `sslmode` wants them.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    algorithms: WebPkiSupportedAlgorithms,
+    trust: Trust,
+}
+
+#[derive(Debug)]
+enum Trust {
+    /// Any certificate: `require` without a root file, and weaker modes.
+    Anyone,
+    /// Certificates that the roots vouch for: `verify-ca`, and with names `verify-full`.
+    Roots {
+        webpki: Arc<WebPkiServerVerifier>,
+        roots: Vec<CertificateDer<'static>>,
+        names: CheckNames,
+    },
+}
+
+/// Whether the certificate has to be for the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckNames {
+    No,
+    Yes,
+}
+
+/// The signature algorithms of keys that can only be used with RSA-PSS. rustls has no names for them.
+const RSA_PSS_KEY_SCHEMES: [(SignatureScheme, SignatureScheme); 3] = [
+    (SignatureScheme::Unknown(0x0809), SignatureScheme::RSA_PSS_SHA256),
+    (SignatureScheme::Unknown(0x080a), SignatureScheme::RSA_PSS_SHA384),
+    (SignatureScheme::Unknown(0x080b), SignatureScheme::RSA_PSS_SHA512),
+];
+
+/// The object identifier id-RSASSA-PSS, with its header.
+const ID_RSASSA_PSS: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
+
+impl Verifier {
+    pub(super) fn anyone(provider: &CryptoProvider) -> Self {
+        Self { algorithms: provider.signature_verification_algorithms, trust: Trust::Anyone }
+    }
+
+    pub(super) fn roots(
+        provider: &Arc<CryptoProvider>,
+        roots: Vec<CertificateDer<'static>>,
+        names: CheckNames,
+    ) -> Result<Self, rustls::client::VerifierBuilderError> {
+        let mut store = RootCertStore::empty();
+        // What webpki does not take as a root is still compared as a whole.
+        store.add_parsable_certificates(roots.iter().cloned());
+        let webpki =
+            WebPkiServerVerifier::builder_with_provider(store.into(), Arc::clone(provider))
+                .build()?;
+        Ok(Self {
+            algorithms: provider.signature_verification_algorithms,
+            trust: Trust::Roots { webpki, roots, names },
+        })
+    }
+
+    /// Looks again at a certificate that rustls refused.
+    fn reconsider(
+        &self,
+        refusal: Error,
+        leaf: &CertificateDer<'_>,
+        host: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let Trust::Roots { roots, names, .. } = &self.trust else { return Ok(()) };
+        let Some(certificate) = Certificate::read(leaf) else { return Err(refusal) };
+        // rustls looks at names last: a certificate with the wrong one is otherwise good.
+        if !is_about_the_name(&refusal) {
+            if !self.is_rooted(leaf, &certificate, roots) {
+                return Err(refusal);
+            }
+            let (from, until) = certificate.validity;
+            if now.as_secs() < from {
+                return Err(CertificateError::NotValidYet.into());
+            }
+            if now.as_secs() > until {
+                return Err(CertificateError::Expired.into());
+            }
+        }
+        match names {
+            CheckNames::No => Ok(()),
+            CheckNames::Yes if certificate.names.include(host) => Ok(()),
+            CheckNames::Yes => Err(CertificateError::NotValidForName.into()),
+        }
+    }
+
+    fn is_rooted(
+        &self,
+        leaf: &CertificateDer<'_>,
+        certificate: &Certificate<'_>,
+        roots: &[CertificateDer<'_>],
+    ) -> bool {
+        roots.iter().any(|root| {
+            root == leaf
+                || (certificate.version == 0
+                    && Certificate::read(root).is_some_and(|root| {
+                        root.is_authority
+                            && root.subject == certificate.issuer
+                            && self.is_signed_by(certificate, &root.key)
+                    }))
+        })
+    }
+
+    fn is_signed_by(&self, certificate: &Certificate<'_>, key: &PublicKey<'_>) -> bool {
+        self.algorithms.all.iter().any(|algorithm| {
+            algorithm.signature_alg_id().as_ref() == certificate.signature_algorithm
+                && algorithm.public_key_alg_id().as_ref() == key.algorithm
+                && algorithm
+                    .verify_signature(key.bits, certificate.signed, certificate.signature)
+                    .is_ok()
+        })
+    }
+
+    /// Checks a signature of the handshake by a key that webpki does not take.
+    fn verify_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let certificate = Certificate::read(leaf).ok_or(CertificateError::BadEncoding)?;
+        let key = &certificate.key;
+        let pss_only = key.algorithm.starts_with(ID_RSASSA_PSS);
+        let scheme = RSA_PSS_KEY_SCHEMES
+            .iter()
+            .find(|(of_pss_key, _)| pss_only && *of_pss_key == signature.scheme)
+            .map_or(signature.scheme, |(_, scheme)| *scheme);
+        let candidates = self.algorithms.mapping.iter().filter(|(mapped, _)| *mapped == scheme);
+        let valid = candidates.flat_map(|(_, algorithms)| algorithms.iter()).any(|algorithm| {
+            let key_algorithm = algorithm.public_key_alg_id();
+            let fits = key_algorithm.as_ref() == key.algorithm
+                || (pss_only && key_algorithm == alg_id::RSA_ENCRYPTION);
+            fits && algorithm.verify_signature(key.bits, message, signature.signature()).is_ok()
+        });
+        if valid {
+            Ok(HandshakeSignatureValid::assertion())
+        } else {
+            Err(CertificateError::BadSignature.into())
+        }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        host: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = match &self.trust {
+            Trust::Anyone => return Ok(ServerCertVerified::assertion()),
+            Trust::Roots { webpki, .. } => {
+                webpki.verify_server_cert(leaf, intermediates, host, ocsp, now)
+            }
+        };
+        verified.or_else(|refusal| {
+            self.reconsider(refusal, leaf, host, now).map(|()| ServerCertVerified::assertion())
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, leaf, signature, &self.algorithms)
+            .or_else(|_| self.verify_signature(message, leaf, signature))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.algorithms).or_else(
+            |refusal| {
+                // TLS 1.3 knows neither SHA-1 nor RSA with the old padding.
+                if matches!(u16::from(signature.scheme) >> 8, 0x02 | 0x04 | 0x05 | 0x06)
+                    && !is_ecdsa(signature.scheme)
+                {
+                    return Err(refusal);
+                }
+                self.verify_signature(message, leaf, signature)
+            },
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let of_pss_keys = RSA_PSS_KEY_SCHEMES.iter().map(|(scheme, _)| *scheme);
+        self.algorithms.supported_schemes().into_iter().chain(of_pss_keys).collect()
+    }
+}
+
+fn is_ecdsa(scheme: SignatureScheme) -> bool {
+    matches!(
+        scheme,
+        SignatureScheme::ECDSA_NISTP256_SHA256
+            | SignatureScheme::ECDSA_NISTP384_SHA384
+            | SignatureScheme::ECDSA_NISTP521_SHA512
+    )
+}
+
+fn is_about_the_name(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+        )
+    )
+}
+
+impl Names<'_> {
+    /// Whether the certificate is for this host, as libpq sees it: the common name counts if there is
+    /// no alternative name.
+    fn include(&self, host: &ServerName<'_>) -> bool {
+        let name = host.to_str();
+        match host {
+            ServerName::IpAddress(_) => {
+                let address = match name.parse() {
+                    Ok(IpAddr::V4(address)) => address.octets().to_vec(),
+                    Ok(IpAddr::V6(address)) => address.octets().to_vec(),
+                    Err(_) => return false,
+                };
+                self.addresses.contains(&address.as_slice())
+                    || (self.addresses.is_empty() && self.common == Some(name.as_bytes()))
+            }
+            _ if self.dns.is_empty() && self.addresses.is_empty() => {
+                self.common.is_some_and(|common| is_for(common, &name))
+            }
+            _ => self.dns.iter().any(|pattern| is_for(pattern, &name)),
+        }
+    }
+}
+
+/// Whether a name, which may begin with `*.` for any one label, is that of the host.
+fn is_for(pattern: &[u8], host: &str) -> bool {
+    let host = host.as_bytes();
+    match pattern.strip_prefix(b"*") {
+        Some(domain) if domain.starts_with(b".") && domain.len() > 1 => {
+            let label = host.iter().position(|&byte| byte == b'.').unwrap_or(host.len());
+            let (label, rest) = host.split_at_checked(label).unwrap_or_default();
+            !label.is_empty() && rest.eq_ignore_ascii_case(domain)
+        }
+        _ => pattern.eq_ignore_ascii_case(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        for (pattern, host, matches) in [
+            ("db.example", "DB.example", true),
+            ("*.example", "db.example", true),
+            ("*.example", "a.db.example", false),
+            ("*.example", "example", false),
+            ("*.example", ".example", false),
+            ("*", "db", false),
+            ("*.", "db.", false),
+            ("d*.example", "db.example", false),
+            ("db.example\0.evil", "db.example", false),
+        ] {
+            assert_eq!(is_for(pattern.as_bytes(), host), matches, "{pattern} {host}");
+        }
+    }
+}
