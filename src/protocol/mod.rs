@@ -60,6 +60,7 @@
 //! ```
 
 mod backend;
+mod certificate;
 mod connection;
 mod error;
 mod frames;
@@ -71,6 +72,7 @@ pub mod scram;
 mod ssl;
 
 pub use backend::{Authentication, BackendMessage, TransactionStatus};
+pub use certificate::tls_server_end_point;
 pub use connection::{Connection, Event, NotReady};
 pub use error::ProtocolError;
 pub use frames::BODY_BYTES_MAX;
