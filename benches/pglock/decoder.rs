@@ -79,12 +79,7 @@ fn rows_in_pieces(bencher: Bencher, piece_bytes: usize) {
 }
 
 fn logged_in() -> Connection {
-    let credentials = Credentials {
-        user: String::from("alice"),
-        password: None,
-        cleartext_permitted: false,
-        nonce: [0; 18],
-    };
+    let credentials = Credentials::new(String::from("alice"), None, [0; 18]);
     let mut connection = Connection::new(credentials, &[]);
     connection.sent(connection.outgoing().len());
     for (tag, body) in [(b'R', &[0; 4][..]), (b'K', &[0; 8]), (b'Z', b"I")] {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::scram::ScramError;
+use super::{AuthMethod, AuthMethods};
 
 /// Why the bytes of a backend were refused. The connection cannot go on after any of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +55,22 @@ pub enum ProtocolError {
         /// The method, in the words of PostgreSQL's manual.
         method: &'static str,
     },
-    /// The server offered no SASL mechanism that this client has.
-    NoCommonMechanism,
+    /// The server offered no SASL mechanism that this client has and may use.
+    NoCommonMechanism {
+        /// What it offered, cut and cleaned.
+        offered: String,
+    },
     /// The server offered to bind the login to a TLS connection that does not exist.
     ChannelBindingWithoutTls,
+    /// The login has to be bound to the TLS connection, and cannot be.
+    ChannelBindingRequired(Unbound),
+    /// The server asked for an authentication method that the client was told not to take.
+    MethodRefused {
+        /// What the server asked for.
+        method: AuthMethod,
+        /// What `require_auth` permits.
+        permitted: AuthMethods,
+    },
     /// The server wants a password, and there is none.
     PasswordNeeded,
     /// The server wants the password in clear, over a connection that others may read.
@@ -82,6 +95,20 @@ pub enum ProtocolError {
     },
 }
 
+/// Why a login could not be bound to the TLS connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unbound {
+    /// There is no TLS.
+    NotEncrypted,
+    /// The server's certificate has no hash to bind to.
+    NoEndPoint,
+    /// The server did not offer it.
+    NotOffered,
+    /// The server asked for a method that has no channel binding.
+    Method(AuthMethod),
+}
+
 impl ProtocolError {
     /// Whether the login is what failed, rather than the form of a message.
     #[must_use]
@@ -89,8 +116,10 @@ impl ProtocolError {
         matches!(
             self,
             Self::UnsupportedAuthentication { .. }
-                | Self::NoCommonMechanism
+                | Self::NoCommonMechanism { .. }
                 | Self::ChannelBindingWithoutTls
+                | Self::ChannelBindingRequired(_)
+                | Self::MethodRefused { .. }
                 | Self::PasswordNeeded
                 | Self::CleartextRefused
                 | Self::ServerNotAuthenticated
@@ -130,19 +159,32 @@ impl fmt::Display for ProtocolError {
                 "the server asks for {method} authentication, which is not supported; \
                  let pg_hba.conf ask for scram-sha-256"
             ),
-            Self::NoCommonMechanism => f.write_str(
-                "the server offers no SASL mechanism that is supported; SCRAM-SHA-256 is",
+            Self::NoCommonMechanism { offered } => write!(
+                f,
+                "the server offers no SASL mechanism that is supported here (it offers \
+                 \"{offered}\"); let pg_hba.conf ask for scram-sha-256"
             ),
             Self::ChannelBindingWithoutTls => f.write_str(
                 "the server offers channel binding over an unencrypted connection; somebody between \
-                 here and the server may be decrypting it",
+                 here and the server may be decrypting it: set sslmode to require or stronger",
+            ),
+            Self::ChannelBindingRequired(unbound) => {
+                write!(f, "channel_binding=require cannot be met: {unbound}")
+            }
+            Self::MethodRefused { method, permitted } => write!(
+                f,
+                "the server {}, and require_auth permits {}; let pg_hba.conf ask for a permitted \
+                 method, or let require_auth permit {method}",
+                Asked(*method),
+                Permitted(*permitted)
             ),
             Self::PasswordNeeded => {
                 f.write_str("the server asks for a password and none is set; set one in the Config")
             }
             Self::CleartextRefused => f.write_str(
-                "the server asks for the password in clear over an unencrypted connection; let \
-                 pg_hba.conf ask for scram-sha-256, or permit it with allow_cleartext_password",
+                "the server asks for the password in clear over an unencrypted connection; set sslmode \
+                 to require or stronger, let pg_hba.conf ask for scram-sha-256, or permit it with \
+                 allow_cleartext_password",
             ),
             Self::ServerNotAuthenticated => f.write_str(
                 "the server skipped the proof that it knows the password; it may be an impostor",
@@ -164,6 +206,57 @@ impl fmt::Display for ProtocolError {
 }
 
 impl std::error::Error for ProtocolError {}
+
+impl fmt::Display for Unbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEncrypted => f.write_str(
+                "the connection is not encrypted; connect over TCP with sslmode=require or stronger",
+            ),
+            Self::NoEndPoint => f.write_str(
+                "the server's certificate is signed in a way that has no hash to bind to (Ed25519, \
+                 for instance); give the server one that is signed with RSA or ECDSA, or set \
+                 channel_binding=prefer",
+            ),
+            Self::NotOffered => f.write_str(
+                "the server does not offer SCRAM-SHA-256-PLUS; a pooler in between would not, nor a \
+                 server older than PostgreSQL 11: connect to the server directly, or set \
+                 channel_binding=prefer",
+            ),
+            Self::Method(method) => write!(
+                f,
+                "the server {}; let pg_hba.conf ask for scram-sha-256, and set the role's password \
+                 anew if an MD5 hash of it is stored",
+                Asked(*method)
+            ),
+        }
+    }
+}
+
+/// What the server did, in words that follow "the server".
+struct Asked(AuthMethod);
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            AuthMethod::None => f.write_str("lets this role in without asking for a password"),
+            method => write!(f, "asks for {method} authentication"),
+        }
+    }
+}
+
+/// What is permitted, in words that follow "permits".
+struct Permitted(AuthMethods);
+
+impl fmt::Display for Permitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == AuthMethods::only([]) {
+            f.write_str("no method at all")
+        } else {
+            write!(f, "only {}", self.0)
+        }
+    }
+}
 
 impl From<ScramError> for ProtocolError {
     fn from(error: ScramError) -> Self {

@@ -12,31 +12,61 @@
 //!
 //! Each state owns what it needs and a step consumes it. Whatever is not drawn is an error, above all
 //! an `Ok` in the middle of SASL: a server that skips its proof does not know the password.
+//!
+//! The server chooses the method, so whoever stands in for it can choose a weak one. What
+//! [`Credentials`] demand is checked on every way out of `Greeted`, before an answer is written: a
+//! refused server has seen nothing but the startup message.
 
 use bytes::BytesMut;
 
-use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, Progress};
+use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
 use super::{
-    Authentication, BackendMessage, ProtocolError, TransactionStatus, frontend, md5_password,
+    AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
+    TransactionStatus, Transport, Unbound, frontend, md5_password,
 };
 
-const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
 const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// Rounds of the password's derivation in one step: about half a millisecond of one core.
 const ROUNDS_PER_STEP: u32 = 4_096;
 
-/// Who logs in, and how they prove it.
+/// Most characters of the server's list of mechanisms that an error repeats.
+const OFFER_CHARS_MAX: usize = 100;
+
+/// Who logs in, how they prove it, and what they demand of the login.
+#[non_exhaustive]
 pub struct Credentials {
     /// The role.
     pub user: String,
     /// Its password, if there is one.
     pub password: Option<String>,
-    /// Whether the password may be sent as it is, because nobody can read along or the caller
-    /// accepts that somebody may.
-    pub cleartext_permitted: bool,
     /// Random bytes that were never used before.
-    pub nonce: [u8; 18],
+    pub nonce: [u8; NONCE_BYTES],
+    /// What the login runs over.
+    pub transport: Transport,
+    /// Whether the password may be sent as it is even where others may read along.
+    pub cleartext_permitted: bool,
+    /// The methods that the server may ask for.
+    pub require_auth: AuthMethods,
+    /// Whether the login is bound to the TLS connection.
+    pub channel_binding: ChannelBindingPolicy,
+}
+
+impl Credentials {
+    /// Logs in as libpq does by default, over a network where others may read along. The password is
+    /// not sent as it is.
+    #[must_use]
+    pub fn new(user: String, password: Option<String>, nonce: [u8; NONCE_BYTES]) -> Self {
+        Self {
+            user,
+            password,
+            nonce,
+            transport: Transport::default(),
+            cleartext_permitted: false,
+            require_auth: AuthMethods::default(),
+            channel_binding: ChannelBindingPolicy::default(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -82,12 +112,18 @@ pub struct ServerIdentity {
     pub server_version: Option<String>,
     /// Whether the server is a standby; told by PostgreSQL 14 and later.
     pub in_hot_standby: Option<bool>,
+    /// How the client was let in. [`AuthMethod::Md5`] is deprecated: a caller may want to say so.
+    pub authentication: AuthMethod,
+    /// Whether the login was bound to the TLS connection.
+    pub channel_bound: bool,
 }
 
 /// The login, as far as it has come.
 pub(super) struct Login {
     state: State,
     credentials: Credentials,
+    authentication: AuthMethod,
+    channel_bound: bool,
     version_negotiated: bool,
     cancel_key: Option<CancelKey>,
     server_version: Option<String>,
@@ -121,6 +157,8 @@ impl Login {
         Self {
             state: State::Greeted,
             credentials,
+            authentication: AuthMethod::None,
+            channel_bound: false,
             version_negotiated: false,
             cancel_key: None,
             server_version: None,
@@ -182,26 +220,25 @@ impl Login {
     ) -> Result<Step, ProtocolError> {
         let state = std::mem::replace(&mut self.state, State::Failed);
         self.state = match (state, request) {
-            (State::Greeted | State::PasswordSent | State::Proven, Authentication::Ok) => {
-                self.state = State::Accepted;
-                return Ok(Step::Accepted);
+            (State::Greeted, Authentication::Ok) => {
+                self.admit(AuthMethod::None)?;
+                return Ok(self.accept());
             }
+            (State::PasswordSent | State::Proven, Authentication::Ok) => return Ok(self.accept()),
             (State::Greeted, Authentication::CleartextPassword) => {
-                if !self.credentials.cleartext_permitted {
-                    return Err(ProtocolError::CleartextRefused);
-                }
-                frontend::password_message(self.password()?, out);
+                self.admit(AuthMethod::Password)?;
+                frontend::password_message(self.cleartext_password()?, out);
                 State::PasswordSent
             }
             (State::Greeted, Authentication::Md5Password { salt }) => {
+                self.admit(AuthMethod::Md5)?;
                 let hash = md5_password(&self.credentials.user, self.password()?, salt);
                 frontend::password_message(&hash, out);
                 State::PasswordSent
             }
             (State::Greeted, Authentication::Sasl(mechanisms)) => {
-                check_mechanisms(&mechanisms)?;
-                self.password()?;
-                let first = ClientFirst::new(self.credentials.nonce, ChannelBinding::Unsupported);
+                self.admit(AuthMethod::ScramSha256)?;
+                let first = self.begin_scram(&mechanisms)?;
                 let message = first.message();
                 frontend::sasl_initial_response(first.mechanism(), message.as_bytes(), out);
                 State::SaslBegun(first)
@@ -222,6 +259,45 @@ impl Login {
             (_, request) => return Err(unexpected(&BackendMessage::Authentication(request))),
         };
         Ok(Step::More)
+    }
+
+    /// Goes on by this method, if nothing that the client demands rules it out.
+    fn admit(&mut self, method: AuthMethod) -> Result<(), ProtocolError> {
+        let Credentials { require_auth, channel_binding, .. } = self.credentials;
+        if !require_auth.contains(method) {
+            return Err(ProtocolError::MethodRefused { method, permitted: require_auth });
+        }
+        let can_be_bound = method == AuthMethod::ScramSha256;
+        if channel_binding == ChannelBindingPolicy::Require && !can_be_bound {
+            return Err(ProtocolError::ChannelBindingRequired(Unbound::Method(method)));
+        }
+        self.authentication = method;
+        Ok(())
+    }
+
+    fn accept(&mut self) -> Step {
+        self.state = State::Accepted;
+        Step::Accepted
+    }
+
+    fn cleartext_password(&self) -> Result<&str, ProtocolError> {
+        let Credentials { transport, cleartext_permitted, .. } = &self.credentials;
+        if *transport == Transport::Clear && !cleartext_permitted {
+            return Err(ProtocolError::CleartextRefused);
+        }
+        self.password()
+    }
+
+    fn begin_scram(&mut self, mechanisms: &[&[u8]]) -> Result<ClientFirst, ProtocolError> {
+        let offered = |name: &str| mechanisms.contains(&name.as_bytes());
+        let binding = bind(&self.credentials, offered(SCRAM_SHA_256_PLUS))?;
+        self.channel_bound = matches!(binding, ChannelBinding::TlsServerEndPoint(_));
+        let first = ClientFirst::new(self.credentials.nonce, binding);
+        if !offered(first.mechanism()) {
+            return Err(ProtocolError::NoCommonMechanism { offered: listed(mechanisms) });
+        }
+        self.password()?;
+        Ok(first)
     }
 
     fn password(&self) -> Result<&str, ProtocolError> {
@@ -262,23 +338,46 @@ impl Login {
             cancel_key,
             server_version: self.server_version.take(),
             in_hot_standby: self.in_hot_standby,
+            authentication: self.authentication,
+            channel_bound: self.channel_bound,
         }))
     }
 }
 
-/// Over an unencrypted connection, there is nothing that `-PLUS` could bind the login to. A server
-/// that offers it sees TLS where we see none: somebody stands in between.
-fn check_mechanisms(mechanisms: &[&[u8]]) -> Result<(), ProtocolError> {
-    let offered = |name: &str| mechanisms.contains(&name.as_bytes());
-    if offered(SCRAM_SHA_256_PLUS) {
-        Err(ProtocolError::ChannelBindingWithoutTls)
-    } else if offered(SCRAM_SHA_256) {
-        Ok(())
-    } else {
-        Err(ProtocolError::NoCommonMechanism)
+/// Decides what the client says about binding the login to the TLS connection.
+fn bind(credentials: &Credentials, plus_offered: bool) -> Result<ChannelBinding, ProtocolError> {
+    use ChannelBindingPolicy::{Disable, Prefer, Require};
+    let unbound = |why| Err(ProtocolError::ChannelBindingRequired(why));
+    match (&credentials.transport, credentials.channel_binding) {
+        (Transport::Clear | Transport::Private, Require) => unbound(Unbound::NotEncrypted),
+        // There is nothing to bind the login to. A server that offers it sees TLS where we see none:
+        // somebody stands in between.
+        (Transport::Clear | Transport::Private, _) if plus_offered => {
+            Err(ProtocolError::ChannelBindingWithoutTls)
+        }
+        (Transport::Clear | Transport::Private, _) | (Transport::Tls { .. }, Disable) => {
+            Ok(ChannelBinding::Unsupported)
+        }
+        (Transport::Tls { end_point: None }, Require) => unbound(Unbound::NoEndPoint),
+        (Transport::Tls { end_point: None }, Prefer) => Ok(ChannelBinding::Unsupported),
+        (Transport::Tls { end_point: Some(hash) }, _) if plus_offered => {
+            Ok(ChannelBinding::TlsServerEndPoint(hash.clone()))
+        }
+        (Transport::Tls { end_point: Some(_) }, Require) => unbound(Unbound::NotOffered),
+        (Transport::Tls { end_point: Some(_) }, Prefer) => Ok(ChannelBinding::NotOffered),
     }
+}
+
+/// Makes the mechanisms that a server offers fit to be shown: it has proved nothing yet.
+fn listed(mechanisms: &[&[u8]]) -> String {
+    let name = |mechanism: &&[u8]| mechanism.escape_ascii().to_string();
+    let names: Vec<_> = mechanisms.iter().map(name).collect();
+    names.join(", ").chars().take(OFFER_CHARS_MAX).collect()
 }
 
 fn unexpected(message: &BackendMessage<'_>) -> ProtocolError {
     ProtocolError::UnexpectedMessage { message: message.name(), during: "the login" }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,12 +12,8 @@
 //! ```
 //! use pglock::protocol::{Connection, Credentials, Event};
 //!
-//! let credentials = Credentials {
-//!     user: String::from("alice"),
-//!     password: None,
-//!     cleartext_permitted: false,
-//!     nonce: [0; 18],
-//! };
+//! // A nonce is to be random; this server is going to ask for nothing that needs one.
+//! let credentials = Credentials::new(String::from("alice"), None, [0; 18]);
 //! let mut connection = Connection::new(credentials, &[("database", "app")]);
 //!
 //! // StartupMessage: length, version 3.0, parameters, each text ended by a NUL.
@@ -60,21 +56,25 @@
 //! ```
 
 mod backend;
+mod certificate;
 mod connection;
 mod error;
 mod frames;
 pub mod frontend;
 mod login;
 mod md5;
+mod policy;
 mod saslprep;
 pub mod scram;
 mod ssl;
 
 pub use backend::{Authentication, BackendMessage, TransactionStatus};
+pub use certificate::tls_server_end_point;
 pub use connection::{Connection, Event, NotReady};
-pub use error::ProtocolError;
+pub use error::{ProtocolError, Unbound};
 pub use frames::BODY_BYTES_MAX;
 pub use login::{CancelKey, Credentials, ServerIdentity};
 pub use md5::md5_password;
+pub use policy::{AuthMethod, AuthMethods, AuthMethodsError, ChannelBindingPolicy, Transport};
 pub use saslprep::saslprep;
 pub use ssl::SslReply;

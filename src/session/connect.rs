@@ -18,7 +18,7 @@ use super::wire::{Peer, Wire};
 use crate::config::{Config, Resolved};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::{self, Address, Keepalive, Stream};
-use crate::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity};
+use crate::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity, Transport};
 
 /// How often the server looks whether the client of a waiting request is still there, so that the
 /// request of a process that died leaves the queue.
@@ -91,12 +91,10 @@ fn begin(config: &Resolved, address: &Address) -> Result<Connection> {
     getrandom::fill(&mut nonce).map_err(|error| {
         Error::new(ErrorKind::Authentication, format!("no random bytes for the login: {error}"))
     })?;
-    let credentials = Credentials {
-        user: config.user.clone(),
-        password: config.password.clone(),
-        cleartext_permitted: config.allow_cleartext_password || address.is_private(),
-        nonce,
-    };
+    let mut credentials = Credentials::new(config.user.clone(), config.password.clone(), nonce);
+    credentials.cleartext_permitted = config.allow_cleartext_password;
+    credentials.transport =
+        if address.is_private() { Transport::Private } else { Transport::Clear };
     let parameters = [
         ("database", config.dbname.as_str()),
         ("client_encoding", "UTF8"),

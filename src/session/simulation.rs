@@ -433,12 +433,7 @@ const FALSE: &[u8] = b"V\0\0\0\x09\0\0\0\x01\0";
 const CANCELED: &[u8] = b"E\0\0\0\x1cSERROR\0VERROR\0C57014\0M\0\0";
 
 fn logged_in() -> Connection {
-    let credentials = Credentials {
-        user: String::from("u"),
-        password: None,
-        cleartext_permitted: false,
-        nonce: [0; 18],
-    };
+    let credentials = Credentials::new(String::from("u"), None, [0; 18]);
     let mut connection = Connection::new(credentials, &[]);
     connection.sent(connection.outgoing().len());
     let login = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x02Z\0\0\0\x05I";
