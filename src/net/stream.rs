@@ -1,9 +1,11 @@
 //! A socket to a server, of whatever kind.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
@@ -26,6 +28,19 @@ macro_rules! each {
             Stream::Unix($socket) => $do,
         }
     };
+}
+
+impl Stream {
+    /// Returns once the runtime knows of what has arrived by now. It looks at its sockets only between
+    /// tasks: one that has computed for long may be the last to hear that its session is over.
+    pub(crate) async fn catch_up(&self) {
+        let mut byte = [MaybeUninit::uninit()];
+        each!(self, socket => match SockRef::from(socket).peek(&mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Whatever it is, reading tells.
+            _ => drop(socket.readable().await),
+        });
+    }
 }
 
 impl AsyncRead for Stream {

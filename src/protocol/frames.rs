@@ -31,6 +31,8 @@ pub(super) struct Frames {
     buffer: BytesMut,
     /// Length of the message that was handed out last, still at the front of the buffer.
     taken: usize,
+    /// Whether a message made the buffer larger than what is kept.
+    enlarged: bool,
     /// Whether the stricter limits for a server that has not shown who it is are off.
     authenticated: bool,
 }
@@ -45,9 +47,6 @@ impl Frames {
     pub(super) fn space(&mut self) -> &mut BytesMut {
         self.discard_taken();
         self.buffer.reserve(READ_BYTES);
-        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES_MAX {
-            self.buffer = BytesMut::with_capacity(READ_BYTES);
-        }
         &mut self.buffer
     }
 
@@ -64,6 +63,7 @@ impl Frames {
             Err(error) => return self.unframed_error(tag, length, error).map(|()| None),
         };
         let frame_bytes = HEADER_BYTES + body_bytes;
+        self.enlarged |= frame_bytes > KEPT_BYTES_MAX;
         if self.buffer.len() < frame_bytes {
             self.make_room(frame_bytes + READ_BYTES);
             return Ok(None);
@@ -83,8 +83,12 @@ impl Frames {
         }
     }
 
+    /// Drops the message that was handed out last, and what it needed of memory beyond the usual.
     fn discard_taken(&mut self) {
         self.buffer.advance(std::mem::take(&mut self.taken));
+        if self.buffer.is_empty() && std::mem::take(&mut self.enlarged) {
+            self.buffer = BytesMut::new();
+        }
     }
 
     /// A server that failed to fork a process for the session says so without any framing: an `E`,

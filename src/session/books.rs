@@ -25,14 +25,10 @@ impl Books {
         self.levels.insert(lock, 1);
     }
 
-    /// Takes a level off, if that is not the last one. The result says whether it was not.
-    pub(super) fn unstack(&mut self, lock: LockId) -> bool {
-        match self.levels.get_mut(&lock) {
-            Some(level) if *level > 1 => {
-                *level -= 1;
-                true
-            }
-            _ => false,
+    /// Takes a level off that is not the last one.
+    pub(super) fn unstack(&mut self, lock: LockId) {
+        if let Some(level @ 2..) = self.levels.get_mut(&lock) {
+            *level -= 1;
         }
     }
 

@@ -135,7 +135,7 @@ impl Session {
     pub async fn try_lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<bool> {
         let lock = LockId { key: key.into(), mode };
         self.ready().await?;
-        if self.books.stack(lock) {
+        if self.stack(lock).await? {
             return Ok(true);
         }
         let outcome = self.perform(Ask::TryLock(lock), None).await?;
@@ -266,7 +266,9 @@ impl Session {
         if self.books.level(lock) == 0 {
             return Err(not_held(lock));
         }
-        if self.books.unstack(lock) {
+        if self.books.level(lock) > 1 {
+            self.catch_up().await?;
+            self.books.unstack(lock);
             return Ok(());
         }
         self.perform(Ask::Unlock(lock), None).await.map(|_| ())
@@ -308,6 +310,7 @@ impl Session {
     ///
     /// Dropping this future drops the work. The session keeps its locks.
     pub async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
+        self.catch_up().await?;
         let mut lost = pin!(self.lost());
         let mut work = pin!(work);
         poll_fn(|cx| {
@@ -362,7 +365,7 @@ impl Session {
         if !self.ready_within(lock, until, wait.as_ref()).await? {
             return Ok(false);
         }
-        if self.books.stack(lock) {
+        if self.stack(lock).await? {
             return Ok(true);
         }
         let acquired = self.wait(lock, until, wait.as_ref()).await?;
@@ -471,6 +474,23 @@ impl Session {
             Place::Away(_) => Err(abandoned()),
             Place::Gone(error) => Err(error.clone()),
         }
+    }
+
+    /// Adds a level to the lock, if it is held. The server is not asked, so the socket is: its last word
+    /// may have come already.
+    async fn stack(&mut self, lock: LockId) -> Result<bool> {
+        if self.books.level(lock) == 0 {
+            return Ok(false);
+        }
+        self.catch_up().await?;
+        Ok(self.books.stack(lock))
+    }
+
+    /// Makes sure that the session is alive as far as this side can know. [`ready`](Session::ready)
+    /// hears only what the runtime has heard, which may be less.
+    async fn catch_up(&mut self) -> Result<()> {
+        self.ready().await?.catch_up().await;
+        self.ready().await.map(|_| ())
     }
 
     /// Sends a request and sees it through.

@@ -92,6 +92,11 @@ impl Wire {
         }
     }
 
+    /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
+    pub(super) async fn catch_up(&self) {
+        self.stream.catch_up().await;
+    }
+
     /// Takes in what the server sent without being asked, which may be that the session is over.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         loop {

@@ -487,16 +487,20 @@ async fn a_loss_is_told_to_a_holder_who_listens() {
 #[tokio::test]
 async fn a_loss_is_told_at_the_next_call() {
     let mut stage = Stage::new();
-    for call in 0..3 {
+    for call in 0..6 {
         let mut alice = stage.lock("alice").await;
         alice.lock().await.unwrap();
         stage.terminate("alice");
         // This blocks the thread: the runtime has no opportunity to look at the socket.
         wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
         let error = match call {
-            0 => alice.unlock().await.unwrap_err(),
-            1 => alice.lock_shared().await.unwrap_err(),
-            _ => alice.try_lock_shared().await.unwrap_err(),
+            // Not even a further level is given: it would be of a lock that is free.
+            0 => alice.try_lock().await.unwrap_err(),
+            1 => alice.lock().await.unwrap_err(),
+            2 => alice.unlock().await.unwrap_err(),
+            3 => alice.lock_shared().await.unwrap_err(),
+            4 => alice.try_lock_shared().await.unwrap_err(),
+            _ => alice.hold(async {}).await.unwrap_err(),
         };
         assert_terminated(&error);
         assert_eq!(alice.level(Mode::Exclusive), 0, "after call {call}");

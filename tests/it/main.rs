@@ -1,4 +1,6 @@
 //! The tests that need a PostgreSQL server: one binary, so that one server serves them all.
+//!
+//! Those in [`hostile`] need none, but one that no PostgreSQL is: see [`scripted`].
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +15,8 @@ mod behaviour;
 mod cancel;
 mod cluster;
 mod examples;
+mod hostile;
 mod processes;
 mod races;
+mod scripted;
 mod stage;

@@ -1,0 +1,218 @@
+//! The first question after the login: what the server is, and whether it can be trusted with locks.
+
+use pglock::ErrorKind::{Connect, Protocol, Unsupported};
+use pglock::{Key, Mode};
+
+use super::{assert_error, refusal};
+use crate::scripted::messages::{
+    authentication_ok, backend_key_data, boolean, command_complete, data_row, error, fatal,
+    message, notice, one_row, parameter_status, row_description, void,
+};
+use crate::scripted::{PROCESS_ID, SECRET, Script, TRY_LOCK, VERSION, timely};
+
+const PROCESS_ID_TEXT: &str = "4711";
+const CLIENT_CHECK: &str = "client_connection_check_interval";
+
+/// A server that answers the question with this.
+fn introduces_itself(answer: Vec<u8>) -> Script {
+    Script::new().login().hears_type(b'Q').says(answer)
+}
+
+fn introduces_itself_as(row: &[Option<&str>]) -> Script {
+    introduces_itself(one_row(row)).ready()
+}
+
+fn refuses_the_settings(sqlstate: &str) -> Script {
+    introduces_itself(error(sqlstate, "no such luck")).ready()
+}
+
+#[tokio::test]
+async fn a_standby_that_says_so_at_login_is_asked_nothing() {
+    let script = Script::new()
+        .says(authentication_ok())
+        .says(parameter_status("in_hot_standby", "on"))
+        .says(backend_key_data(PROCESS_ID, &SECRET))
+        .ready();
+    assert_error(&refusal(script).await, Unsupported, "the server is a standby");
+}
+
+#[tokio::test]
+async fn a_standby_that_says_so_when_asked_is_refused() {
+    let row = [Some(VERSION), Some("true"), Some(PROCESS_ID_TEXT)];
+    assert_error(
+        &refusal(introduces_itself_as(&row)).await,
+        Unsupported,
+        "the server is a standby",
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_whether_it_is_a_standby_is_refused() {
+    for recovery in [None, Some(""), Some("t"), Some("perhaps")] {
+        let row = [Some(VERSION), recovery, Some(PROCESS_ID_TEXT)];
+        assert_error(&refusal(introduces_itself_as(&row)).await, Unsupported, "");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_postgresql_is_refused() {
+    for (version, shown) in [
+        ("CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)", "CockroachDB CCL v23.1.11"),
+        ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.28422", "PostgreSQL 8.0.2"),
+        ("", "\"\""),
+    ] {
+        let row = [Some(version), Some("false"), Some(PROCESS_ID_TEXT)];
+        let error = refusal(introduces_itself_as(&row)).await;
+        assert_error(&error, Unsupported, "only PostgreSQL's own advisory locks are trusted");
+        assert_error(&error, Unsupported, shown);
+    }
+}
+
+#[tokio::test]
+async fn a_version_of_any_length_is_shown_in_short() {
+    let version = "\u{1F600}".repeat(10_000);
+    let row = [Some(version.as_str()), Some("false"), Some(PROCESS_ID_TEXT)];
+    let error = refusal(introduces_itself_as(&row)).await;
+    assert_error(&error, Unsupported, "only PostgreSQL's own advisory locks are trusted");
+    assert!(error.to_string().len() < 500, "{} bytes", error.to_string().len());
+}
+
+#[tokio::test]
+async fn a_version_is_shown_without_what_a_terminal_acts_on() {
+    let row = [Some("\u{1b}[2J\r\nAll is well"), Some("false"), Some(PROCESS_ID_TEXT)];
+    let error = refusal(introduces_itself_as(&row)).await;
+    assert!(!error.to_string().contains(char::is_control), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_session_in_another_process_than_the_one_logged_in_to_is_refused() {
+    for process_id in [Some("4712"), Some("-4711"), Some(""), Some("99999999999"), None] {
+        let row = [Some(VERSION), Some("false"), process_id];
+        let error = refusal(introduces_itself_as(&row)).await;
+        assert_error(&error, Unsupported, "connection pooler");
+    }
+}
+
+#[tokio::test]
+async fn a_row_with_columns_missing_is_refused() {
+    for row in [&[][..], &[Some(VERSION)], &[Some(VERSION), Some("false")]] {
+        assert_error(&refusal(introduces_itself_as(row)).await, Unsupported, "");
+    }
+}
+
+#[tokio::test]
+async fn a_system_that_cannot_watch_its_clients_is_asked_without_that() {
+    let asks_for_it =
+        |heard: &[Vec<u8>]| String::from_utf8_lossy(heard.last().unwrap()).contains(CLIENT_CHECK);
+    let backend = Script::new()
+        .login()
+        .hears_type(b'Q')
+        .answers(move |heard| {
+            assert!(asks_for_it(heard), "asked for at first");
+            error("22023", "client_connection_check_interval must be 0 on this platform")
+        })
+        .ready()
+        .hears_type(b'Q')
+        .answers(move |heard| {
+            assert!(!asks_for_it(heard), "not asked for any more");
+            one_row(&[Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)])
+        })
+        .ready()
+        .hears(TRY_LOCK)
+        .says(boolean(true))
+        .ready()
+        .left()
+        .play()
+        .await;
+    let mut lock = backend.connect().await.unwrap();
+    assert!(timely(lock.try_lock()).await.unwrap());
+    drop(lock);
+    backend.done().await;
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_the_settings_is_refused() {
+    let twice = refuses_the_settings("22023").hears_type(b'Q');
+    let twice = twice.says(error("22023", "no such luck")).ready();
+    for script in [twice, refuses_the_settings("42501")] {
+        let error = refusal(script).await;
+        assert_error(&error, Unsupported, "refused the settings that a lock needs: no such luck");
+    }
+}
+
+#[tokio::test]
+async fn an_error_after_the_row_is_an_error() {
+    let row = one_row(&[Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)]);
+    let error = refusal(introduces_itself([row, error("XX000", "oh")].concat()).ready()).await;
+    assert_eq!(error.sqlstate(), Some("XX000"));
+}
+
+#[tokio::test]
+async fn a_session_that_is_ended_while_it_is_set_up_was_never_held() {
+    let error = refusal(introduces_itself(fatal("57P01", "shutting down")).end_of_file()).await;
+    assert_error(&error, Connect, "shutting down (SQLSTATE 57P01)");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_one_row_is_refused() {
+    let right = [Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)];
+    let (columns, row, end) = (row_description(3), data_row(&right), command_complete());
+    for answer in [
+        [&columns[..], &row, &row, &end].concat(),
+        [&columns[..], &end].concat(),
+        end.clone(),
+        message(b'I', b""),
+        Vec::new(),
+        [one_row(&right), row].concat(),
+        [one_row(&right), end].concat(),
+        void(),
+        message(b'G', b"\0\0\0"),
+        message(b'H', b"\0\0\0"),
+        message(b'W', b"\0\0\0"),
+        message(b'R', b"\0\0\0\0"),
+        message(b'K', b"\0\0\0\0key!"),
+        message(b'D', b"\xff\xff"),
+        message(b'T', b"\xff\xff"),
+        message(b'D', b"\0\x01\xff\xff\xff\xfe"),
+        message(b'D', b"\0\x01\x7f\xff\xff\xff"),
+    ] {
+        // The client may have left before the last word.
+        let script = introduces_itself(answer.clone()).ready();
+        let error = refusal(script).await;
+        assert_eq!(error.kind(), Protocol, "\"{}\": {error}", answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_in_a_transaction_is_refused() {
+    let right = [Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)];
+    for status in [b"T", b"E", b"?"] {
+        let script = introduces_itself(one_row(&right)).says(message(b'Z', status));
+        assert_error(&refusal(script).await, Protocol, "");
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_in_between_is_no_answer() {
+    let right = [Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)];
+    let aside = [
+        notice(1 << 20),
+        parameter_status("TimeZone", "UTC"),
+        message(b'A', b"\0\0\0\x07channel\0payload\0"),
+    ]
+    .concat();
+    let backend = Script::new()
+        .login()
+        .says(aside.clone())
+        .hears_type(b'Q')
+        .says([&aside[..], &row_description(3), &aside, &data_row(&right), &aside].concat())
+        .says([&command_complete()[..], &aside].concat())
+        .ready()
+        .left()
+        .play()
+        .await;
+    let session = backend.connect_session().await.unwrap();
+    assert_eq!(session.level(Key::bigint(1), Mode::Exclusive), 0);
+    drop(session);
+    backend.done().await;
+}

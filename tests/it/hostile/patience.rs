@@ -1,0 +1,82 @@
+//! Servers that say nothing, or nothing to the point, are given up in bounded time.
+//!
+//! The library waits ten seconds for a request to be withdrawn, and as long for the end of a session,
+//! so the tests in here go on side by side in two.
+
+use std::time::Duration;
+
+use pglock::ErrorKind::{Lost, Timeout};
+use tokio::time::Instant;
+
+use super::{assert_error, assert_lost};
+use crate::scripted::messages::{error, notice};
+use crate::scripted::{LOCK, Script, UNLOCK, timely};
+
+/// How long a wait lasts that is given up.
+const BRIEFLY: Duration = Duration::from_millis(20);
+
+/// When a request that cannot be withdrawn is given up, and then some for a busy machine.
+const GIVEN_UP: std::ops::Range<Duration> = Duration::from_secs(9)..Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_request_that_cannot_be_withdrawn_ends_the_session() {
+    let waiting = || Script::new().session().hears(LOCK).cues();
+    tokio::join!(
+        // The CancelRequest stays open, and the wait too.
+        assert_given_up(waiting().cancel_comes().cancel_comes().left()),
+        // Each CancelRequest ends, and the wait does not.
+        assert_given_up(waiting().ends_cancels()),
+        // The server talks all the time, and not to the point.
+        assert_given_up(waiting().cancel_comes().drips(notice(100)).ends_cancels()),
+        // The wait is withdrawn, and the lock never released.
+        assert_given_up(
+            waiting()
+                .cancel_comes()
+                .says(error("57014", "canceled"))
+                .ready()
+                .cancel_ends()
+                .hears(UNLOCK)
+                .left()
+        ),
+        assert_given_up_after_a_drop(waiting().ends_cancels()),
+    );
+}
+
+async fn assert_given_up(script: Script) {
+    let backend = script.play().await;
+    let mut lock = backend.connect().await.unwrap();
+    let start = Instant::now();
+    let error = timely(lock.lock_timeout(BRIEFLY)).await.unwrap_err();
+    assert!(GIVEN_UP.contains(&start.elapsed()), "{:?}", start.elapsed());
+    backend.done().await;
+    assert_lost(lock, error, Lost, "a request could not be withdrawn within 10 s").await;
+}
+
+async fn assert_given_up_after_a_drop(script: Script) {
+    let backend = script.play().await;
+    let mut lock = backend.connect().await.unwrap();
+    tokio::select! {
+        ended = lock.lock() => panic!("not given up: {ended:?}"),
+        () = backend.cue() => {}
+    }
+    let error = timely(lock.try_lock()).await.unwrap_err();
+    backend.done().await;
+    assert_lost(lock, error, Lost, "a request could not be withdrawn within 10 s").await;
+}
+
+#[tokio::test]
+async fn a_session_that_the_server_does_not_end_is_not_waited_for_for_ever() {
+    let terminated = || Script::new().session().hears_bytes(b"X\0\0\0\x04".to_vec());
+    tokio::join!(
+        assert_not_ended(terminated().left()),
+        assert_not_ended(terminated().drips(notice(100))),
+    );
+}
+
+async fn assert_not_ended(script: Script) {
+    let backend = script.play().await;
+    let lock = backend.connect().await.unwrap();
+    let error = timely(lock.close()).await.unwrap_err();
+    assert_error(&error, Timeout, "its locks may still be held");
+    backend.done().await;
+}
