@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::machine::{Ask, Outcome, Row};
 use super::wire::{Peer, Wire};
-use crate::config::{Config, Resolved};
+use crate::config::{ChannelBinding, Config, Host, RequireAuth, Resolved, Server};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::{self, Address, Keepalive, Stream};
 use crate::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity};
@@ -28,20 +28,49 @@ const CLIENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// as long as the session makes function calls only.
 pub(super) async fn connect(config: &Config, comment: &str) -> Result<Wire> {
     let config = &config.resolve()?;
-    let name: Arc<str> = format!("{} port {}", config.host, config.port).into();
-    let attempt = connect_first(config, comment, &name);
-    attempt.await.map_err(|error| error.context(format!("connecting to {name}")))
+    refuse_what_is_missing(config)?;
+    let mut outcome = Err(Error::new(ErrorKind::Connect, "there is no server to connect to"));
+    for server in &config.servers {
+        let name: Arc<str> = format!("{} port {}", server.host, server.port).into();
+        outcome = connect_first(config, server, comment, &name)
+            .await
+            .map_err(|error| error.context(format!("connecting to {name}")));
+        if !outcome.as_ref().is_err_and(is_unreachable) {
+            break;
+        }
+    }
+    outcome
 }
 
-async fn connect_first(config: &Resolved, comment: &str, name: &Arc<str>) -> Result<Wire> {
+/// Refuses to connect in another way than was asked for.
+fn refuse_what_is_missing(config: &Resolved) -> Result<()> {
+    if !config.tls.mode.demands_tls()
+        && config.channel_binding != ChannelBinding::Require
+        && config.require_auth == RequireAuth::default()
+        && config.settings.is_empty()
+        && config.startup_options.is_none()
+    {
+        return Ok(());
+    }
+    Err(Error::config("TLS, channel_binding, require_auth and options are not supported yet"))
+}
+
+async fn connect_first(
+    config: &Resolved,
+    server: &Server,
+    comment: &str,
+    name: &Arc<str>,
+) -> Result<Wire> {
     let resolving = async {
-        net::resolve(&config.host, config.port).await.map_err(|error| {
+        let dialled = server.address.map(|address| Host::Tcp(address.to_string()));
+        let host = dialled.as_ref().unwrap_or(&server.host);
+        net::resolve(host, server.port).await.map_err(|error| {
             Error::new(ErrorKind::Connect, format!("the name cannot be resolved: {error}"))
         })
     };
     let mut unreachable = None;
     for address in within(config.connect_timeout, resolving).await? {
-        let reaching = reach(config, comment, name, address);
+        let reaching = reach(config, server, comment, name, address);
         match within(config.connect_timeout, reaching).await {
             Err(error) if is_unreachable(&error) => {
                 unreachable.get_or_insert(error);
@@ -66,6 +95,7 @@ async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T>
 
 async fn reach(
     config: &Resolved,
+    server: &Server,
     comment: &str,
     name: &Arc<str>,
     address: Address,
@@ -74,7 +104,7 @@ async fn reach(
     let mut stream = net::dial(&address, keepalive).await.map_err(|error| {
         Error::new(ErrorKind::Connect, format!("cannot reach {address}: {error}"))
     })?;
-    let mut connection = begin(config, &address)?;
+    let mut connection = begin(config, server, &address)?;
     let identity = log_in(&mut stream, &mut connection).await?;
     refuse_standby(identity.in_hot_standby.unwrap_or(false))?;
 
@@ -86,14 +116,14 @@ async fn reach(
     Ok(wire)
 }
 
-fn begin(config: &Resolved, address: &Address) -> Result<Connection> {
+fn begin(config: &Resolved, server: &Server, address: &Address) -> Result<Connection> {
     let mut nonce = [0; 18];
     getrandom::fill(&mut nonce).map_err(|error| {
         Error::new(ErrorKind::Authentication, format!("no random bytes for the login: {error}"))
     })?;
     let credentials = Credentials {
         user: config.user.clone(),
-        password: config.password.clone(),
+        password: server.password.clone(),
         cleartext_permitted: config.allow_cleartext_password || address.is_private(),
         nonce,
     };
