@@ -11,6 +11,8 @@ mod extras;
 mod files;
 mod host;
 mod keyword_value;
+#[cfg(test)]
+mod libpq;
 mod options;
 mod parameters;
 mod passfile;

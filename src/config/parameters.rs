@@ -283,6 +283,13 @@ impl Parameters {
             None => name.to_owned(),
         }
     }
+
+    /// For comparing with libpq: what is given, if each of the names is known.
+    #[cfg(test)]
+    pub(super) fn into_known(self) -> Option<Vec<(String, String)>> {
+        self.0.iter().all(Parameter::is_known).then_some(())?;
+        Some(self.0.into_iter().map(|given| (given.name, given.value)).collect())
+    }
 }
 
 impl Parameter {
@@ -305,6 +312,11 @@ impl Parameter {
         let owner = extras::owner(name).ok_or_else(|| self.unknown())?;
         config.warn(format!("{name} (at byte {at}) is ignored: it is for {owner}"));
         Ok(())
+    }
+
+    #[cfg(test)]
+    fn is_known(&self) -> bool {
+        definition(&self.name).is_some() || extras::owner(&self.name).is_some()
     }
 
     fn unknown(&self) -> Problem {

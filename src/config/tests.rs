@@ -854,10 +854,10 @@ fn without_the_feature_what_demands_tls_is_refused() {
 }
 
 /// Splitmix64: enough to vary strings, and the same on every run.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -867,7 +867,7 @@ impl Random {
 }
 
 /// Deletes, inserts and repeats characters, mostly those that mean something in either grammar.
-fn mutate(text: &str, random: &mut Random) -> String {
+pub(super) fn mutate(text: &str, random: &mut Random) -> String {
     const MEANINGFUL: &[char] = &[
         '@', ':', '/', '?', '&', '=', '%', '[', ']', ',', '\'', '\\', ' ', '\n', '#', '+', '0',
         '2', 'f', 'x', 'é', '本', '\0', '\u{b}',
@@ -889,7 +889,7 @@ fn mutate(text: &str, random: &mut Random) -> String {
 }
 
 /// Strings that are accepted, of every kind.
-fn seeds() -> Vec<&'static str> {
+pub(super) fn seeds() -> Vec<&'static str> {
     let tables = [LIBPQ_URLS, DOCUMENTED, URLS, KEYWORD_VALUES];
     tables.into_iter().flatten().map(|(text, _)| *text).collect()
 }
