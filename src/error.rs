@@ -35,6 +35,8 @@ struct Inner {
     context: Option<String>,
     message: Cow<'static, str>,
     server: Option<ServerError>,
+    /// What had gone wrong before, in other attempts at the same.
+    earlier: Vec<String>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -108,6 +110,7 @@ impl Error {
             context: None,
             message: message.into(),
             server: None,
+            earlier: Vec::new(),
             source: None,
         }))
     }
@@ -137,6 +140,11 @@ impl Error {
         })
     }
 
+    /// Tells of an earlier attempt as well.
+    pub(crate) fn and(self, earlier: &Self) -> Self {
+        self.with(|inner| inner.earlier.push(earlier.to_string()))
+    }
+
     pub(crate) fn with_server(self, server: ServerError) -> Self {
         self.with(|inner| inner.server = Some(server))
     }
@@ -159,6 +167,9 @@ impl fmt::Display for Error {
         f.write_str(&self.0.message)?;
         if let Some(server) = &self.0.server {
             write!(f, ": {server}")?;
+        }
+        for earlier in &self.0.earlier {
+            write!(f, "; before that: {earlier}")?;
         }
         Ok(())
     }

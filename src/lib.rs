@@ -55,6 +55,7 @@
 //!   wakes, take a [`Fence`].
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled.
 
+mod auth;
 mod config;
 mod error;
 mod fence;

@@ -44,12 +44,7 @@ fn stream(mut bytes: &[u8]) {
 
 /// A session right after its login, of which nothing was asked.
 fn logged_in() -> Connection {
-    let credentials = Credentials {
-        user: String::from("alice"),
-        password: None,
-        cleartext_permitted: false,
-        nonce: [0; 18],
-    };
+    let credentials = Credentials::new(String::from("alice"), None, [0; 18]);
     let mut connection = Connection::new(credentials, &[]);
     connection
         .received()

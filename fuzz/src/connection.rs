@@ -236,12 +236,9 @@ enum Phase {
 
 impl Session {
     fn begin(script: &Script, split: Split) -> Self {
-        let credentials = Credentials {
-            user: script.user.clone(),
-            password: script.password.clone(),
-            cleartext_permitted: script.cleartext_permitted,
-            nonce: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
-        };
+        let nonce = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17];
+        let mut credentials = Credentials::new(script.user.clone(), script.password.clone(), nonce);
+        credentials.cleartext_permitted = script.cleartext_permitted;
         Self {
             connection: Connection::new(credentials, &[("database", "app")]),
             split,

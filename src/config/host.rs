@@ -1,9 +1,10 @@
-//! Where the server listens.
+//! Where the servers listen.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::Problem;
+use super::{Problem, is_space};
 
 /// A server's address, less the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,16 @@ pub(crate) enum Host {
     /// The directory of the socket `.s.PGSQL.<port>`. One that begins with `@` is no directory, but
     /// the beginning of a name in Linux's abstract namespace.
     Unix(PathBuf),
+}
+
+/// In which order several servers are tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LoadBalance {
+    /// As they are listed.
+    #[default]
+    Disable,
+    /// Shuffled, and the addresses of each name too.
+    Random,
 }
 
 impl Host {
@@ -50,7 +61,7 @@ impl Host {
             return Err("must not contain a NUL character".into());
         }
         if text.contains(',') {
-            return Err("lists of hosts are not supported yet: give one".into());
+            return Err("is one host: give several to `hosts`, or in a connection string".into());
         }
         match self {
             // A password that was not encoded ends up here, and would be shown in every error.
@@ -74,4 +85,49 @@ impl fmt::Display for Host {
             Self::Unix(directory) => directory.display().fmt(f),
         }
     }
+}
+
+/// A comma-separated list of which each element may be left empty. A list that is empty as a whole is
+/// one that is not given.
+pub(super) type List<T> = Vec<Option<T>>;
+
+pub(super) fn hosts(value: &str) -> Result<List<Host>, Problem> {
+    list(value, |element| {
+        let host = Host::new(element);
+        host.check().map(|()| host)
+    })
+}
+
+pub(super) fn addresses(value: &str) -> Result<List<IpAddr>, Problem> {
+    list(value, |element| {
+        element.parse().map_err(|_| {
+            "must be an IP address, without brackets or zone; a name goes in host".into()
+        })
+    })
+}
+
+pub(super) fn ports(value: &str) -> Result<List<u16>, Problem> {
+    list(value.trim_matches(is_space), |element| match element.trim_matches(is_space).parse() {
+        Ok(0) | Err(_) => Err("must be a number from 1 to 65535".into()),
+        Ok(port) => Ok(port),
+    })
+}
+
+fn list<T>(value: &str, parse: impl Fn(&str) -> Result<T, Problem>) -> Result<List<T>, Problem> {
+    if value.is_empty() {
+        return Ok(Vec::new());
+    }
+    let one = |(index, element): (usize, &str)| {
+        if element.is_empty() {
+            return Ok(None);
+        }
+        parse(element).map(Some).map_err(|problem| {
+            if value.contains(',') {
+                format!("number {} of the list: {problem}", index + 1).into()
+            } else {
+                problem
+            }
+        })
+    };
+    value.split(',').enumerate().map(one).collect()
 }

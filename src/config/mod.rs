@@ -1,34 +1,57 @@
 //! Where the server is, who logs in, and how patient to be.
 //!
 //! [`url`] and [`keyword_value`] turn the two kinds of connection string into a list of named
-//! values, [`parameters`] knows which setting each name stands for, [`mod@env`] adds the environment,
-//! and [`resolve`] checks the whole and fills in what was left out, when a connection is made.
+//! values, [`parameters`] knows which setting each name stands for, [`service`] and [`mod@env`] add
+//! what a service file and the environment say, and [`resolve`] checks the whole and fills in what was
+//! left out, when a connection is made.
 
+mod auth;
 mod env;
+mod extras;
+mod files;
 mod host;
 mod keyword_value;
+#[cfg(test)]
+mod libpq;
+mod options;
 mod parameters;
+mod passfile;
 mod resolve;
+mod service;
 mod ssl_mode;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod url;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::auth::{AuthMethods, ChannelBindingPolicy};
 use crate::error::{Error, Result};
 
-pub(crate) use self::host::Host;
-pub(crate) use self::resolve::Resolved;
+pub(crate) use self::host::{Host, LoadBalance};
+#[cfg(feature = "tls")]
+pub(crate) use self::resolve::TlsOptions;
+pub(crate) use self::resolve::{Resolved, Server};
 pub use self::ssl_mode::SslMode;
+#[cfg(feature = "tls")]
+pub(crate) use self::tls::{Demand, Identity, Roots, SslNegotiation, Versions};
 
+use self::host::List;
+use self::options::Options;
 use self::parameters::Parameters;
+use self::tls::TlsWishes;
 
 /// What is wrong with a setting or a string, in words that hold no piece of a value.
 type Problem = Cow<'static, str>;
+
+/// The name of a setting, and what is wrong with it.
+type Misfit = (&'static str, Problem);
 
 /// How to reach a server and log in to it.
 ///
@@ -42,7 +65,7 @@ type Problem = Cow<'static, str>;
 /// Both kinds of connection string that libpq and psql know, with the same rules:
 ///
 /// ```text
-/// postgresql://user:password@host:port/dbname?parameter=value&...
+/// postgresql://user:password@host1:port1,host2:port2/dbname?parameter=value&...
 /// host=localhost port=5432 user=alice password='it\'s secret'
 /// ```
 ///
@@ -56,19 +79,68 @@ type Problem = Cow<'static, str>;
 ///
 /// | Parameter | Variable | Meaning | If not given |
 /// |---|---|---|---|
-/// | `host` | `PGHOST` | name, address, or directory of the Unix socket (begins with `/`) | `/var/run/postgresql` if it exists, else `/tmp`; `localhost` where there are no Unix sockets |
-/// | `port` | `PGPORT` | 1 to 65535, names the Unix socket too | 5432 |
+/// | `host` | `PGHOST` | name, address, or directory of the Unix socket (begins with `/`); or a list | `/var/run/postgresql` if it exists, else `/tmp`; `localhost` where there are no Unix sockets |
+/// | `hostaddr` | `PGHOSTADDR` | IP address to dial in place of `host`, which is then only compared with the certificate; or a list | `host` is looked up |
+/// | `port` | `PGPORT` | 1 to 65535, names the Unix socket too; one for all hosts, or a list | 5432 |
 /// | `user` | `PGUSER` | the role that logs in | the operating system's user (`USER`, `LOGNAME`) |
-/// | `password` | `PGPASSWORD` | | none |
+/// | `password` | `PGPASSWORD` | | the one in the password file, if any |
+/// | `passfile` | `PGPASSFILE` | the password file | `~/.pgpass` |
 /// | `dbname` | `PGDATABASE` | the database; locks of different databases are apart | the user's name |
-/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `pglock` |
-/// | `connect_timeout` | `PGCONNECT_TIMEOUT` | whole seconds; 0 or less: no limit | 30 |
-/// | `sslmode` | `PGSSLMODE` | `disable`, `allow` or `prefer`: this version has no TLS | `prefer` |
+/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `fallback_application_name`, else `pglock` |
+/// | `options` | `PGOPTIONS` | settings for the session, as `-c name=value` or `--name=value` | none |
+/// | `connect_timeout` | `PGCONNECT_TIMEOUT` | whole seconds, for each address; 0 or less: no limit | 30 |
+/// | `keepalives_idle`, `keepalives_interval`, `keepalives_count`, `tcp_user_timeout` | | when this side counts a silent server as gone: seconds, seconds, a number, milliseconds; never later than the server frees the locks | before the [orphan timeout](Config::orphan_timeout) |
+/// | `load_balance_hosts` | `PGLOADBALANCEHOSTS` | `disable`: in the order of the list; `random` | `disable` |
+/// | `target_session_attrs` | `PGTARGETSESSIONATTRS` | `primary`; see below | `primary` |
+/// | `service` | `PGSERVICE` | a group of parameters in a file | none |
+/// | `servicefile` | `PGSERVICEFILE` | that file | `~/.pg_service.conf`, then `pg_service.conf` in `PGSYSCONFDIR`, else in `/etc/postgresql-common` |
+/// | `sslmode` | `PGSSLMODE` | `disable`, `allow`, `prefer`, `require`, `verify-ca`, `verify-full`, `no-verify`: see [`SslMode`] | `prefer`; `verify-full` with `sslrootcert=system` |
+/// | `sslnegotiation` | `PGSSLNEGOTIATION` | `postgres`, or `direct`: TLS without asking first, which needs PostgreSQL 17 and an `sslmode` that demands TLS | `postgres` |
+/// | `sslrootcert` | `PGSSLROOTCERT` | file of root certificates, or `system` for those that the operating system trusts | `~/.postgresql/root.crt` if it exists |
+/// | `sslcert`, `sslkey` | `PGSSLCERT`, `PGSSLKEY` | files of the client's certificate and its key, of which the latter must not be open to others | `postgresql.crt` and `postgresql.key` in `~/.postgresql`, if they exist |
+/// | `sslcertmode` | `PGSSLCERTMODE` | `allow`, or `disable`: show no certificate | `allow` |
+/// | `sslsni` | `PGSSLSNI` | 1, or 0: do not tell the server which host is meant | 1 |
+/// | `ssl_min_protocol_version`, `ssl_max_protocol_version` | `PGSSLMINPROTOCOLVERSION`, `PGSSLMAXPROTOCOLVERSION` | `TLSv1.2` or `TLSv1.3` | both |
+/// | `channel_binding` | `PGCHANNELBINDING` | `disable`, `prefer`, or `require`: log in by SCRAM-SHA-256-PLUS or not at all | `prefer` |
+/// | `require_auth` | `PGREQUIREAUTH` | what the server may ask for: a list of `password`, `md5`, `scram-sha-256` and `none`, or of what it may not, each with a `!` | anything |
 ///
-/// Three things differ from libpq: connecting is limited to 30 seconds by default, because nothing
-/// here may hang; lists of hosts and libpq's other parameters are not supported yet, which is an
-/// error that names them; and a URL with a bare `@` after its host began is refused, because that is
-/// a password that was not encoded, and it would show in every error.
+/// A list is separated by commas; its empty elements stand for the default. Several hosts are tried
+/// until one answers that is a primary.
+///
+/// **A primary**, whatever `target_session_attrs` says. In libpq any server is good by default, but a
+/// standby has locks of its own, which exclude nobody on the primary. So `any` means the same as
+/// `primary` and `read-write` here, and `standby`, `read-only` and `prefer-standby` are errors.
+///
+/// **The password file** has lines of the form `host:port:database:user:password`. In each of the
+/// first four, `*` fits anything; a backslash comes before a `:` or a backslash in a field; lines that
+/// begin with `#` are comments. `localhost` stands for the default socket directory too. The first
+/// line that fits counts. A file that is open to others is ignored ([`Config::warnings`]).
+///
+/// **A service** is a group of lines `name=value` after a line `[service]`. It is read when the string
+/// is parsed or the environment read, and it gives what the string does not, before the environment.
+///
+/// **`options`** are applied after the login, because poolers refuse them before. What a lock needs
+/// (no statement timeout, for instance) is set after them. Words without a hyphen, such as Neon's
+/// `endpoint=...`, are sent with the login: it is a proxy that reads them, to find the server.
+///
+/// **Accepted without effect**: `client_encoding` if it is UTF-8, `sslcompression`,
+/// `max_protocol_version`, `min_protocol_version=3.0`, `gssencmode` unless it is `require`, and
+/// `replication` if it is off; with a [warning](Config::warnings) also `krbsrvname`, `gsslib`,
+/// `gssdelegation`, `keepalives=0`, and a fixed list of parameters that are meant for other clients,
+/// such as Prisma's `schema` and `connection_limit`.
+///
+/// **Not supported**, which is an error that names the parameter: `sslpassword`, `sslcrl`,
+/// `sslcrldir`, `sslcertmode=require`, `sslkeylogfile`, `requirepeer`, `min_protocol_version` above
+/// 3.0, `gssencmode=require`, `replication`, `scram_client_key`, `scram_server_key`, `oauth_issuer`,
+/// `oauth_client_id`, `oauth_client_secret`, `oauth_scope`, and what is not known.
+///
+/// More differs from libpq on purpose. Connecting is limited to 30 seconds by default, because nothing
+/// here may hang. A file that `sslrootcert` names has to exist if `sslmode` demands TLS, rather than
+/// to be passed over. A URL with a bare `@` after its host began is refused, because that is a
+/// password that was not encoded, and it would show in every error; so are line breaks and tabs in a
+/// URL, which come from a file or a terminal, and what is not UTF-8. Home directories are found by
+/// `HOME` alone (`APPDATA` on Windows), and libpq's variables for settings of queries (`PGDATESTYLE`,
+/// `PGTZ`, `PGGEQO`) are ignored.
 ///
 /// # Examples
 ///
@@ -87,16 +159,42 @@ type Problem = Cow<'static, str>;
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Config {
-    host: Option<Host>,
-    port: u16,
+    hosts: List<Host>,
+    addresses: List<IpAddr>,
+    ports: List<u16>,
+    load_balance_hosts: LoadBalance,
     user: Option<String>,
     password: Option<String>,
+    passfile: Option<PathBuf>,
     dbname: Option<String>,
-    application_name: String,
+    application_name: Option<String>,
+    fallback_application_name: Option<String>,
+    options: Options,
     connect_timeout: Option<Duration>,
     orphan_timeout: Duration,
-    sslmode: SslMode,
+    keepalive: KeepaliveWishes,
+    sslmode: Option<SslMode>,
+    tls: TlsWishes,
+    channel_binding: ChannelBindingPolicy,
+    require_auth: AuthMethods,
     allow_cleartext_password: bool,
+    warnings: Vec<String>,
+}
+
+/// When a silent server counts as gone, as far as the caller wants to decide that.
+///
+/// What is longer than it takes the server to give the session up must not be granted: the holder of
+/// a lock has to know first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeepaliveWishes {
+    /// Silence before the first probe.
+    pub(crate) idle: Option<Duration>,
+    /// Pause between two probes.
+    pub(crate) interval: Option<Duration>,
+    /// Probes that may go unanswered.
+    pub(crate) probes: Option<u32>,
+    /// How long what was sent may stay without acknowledgement.
+    pub(crate) user_timeout: Option<Duration>,
 }
 
 impl Config {
@@ -104,26 +202,34 @@ impl Config {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            host: None,
-            port: 5432,
+            hosts: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            load_balance_hosts: LoadBalance::default(),
             user: None,
             password: None,
+            passfile: None,
             dbname: None,
-            application_name: String::from("pglock"),
+            application_name: None,
+            fallback_application_name: None,
+            options: Options::default(),
             connect_timeout: Some(Duration::from_secs(30)),
             orphan_timeout: Duration::from_secs(30),
-            sslmode: SslMode::default(),
+            keepalive: KeepaliveWishes::default(),
+            sslmode: None,
+            tls: TlsWishes::default(),
+            channel_binding: ChannelBindingPolicy::default(),
+            require_auth: AuthMethods::default(),
             allow_cleartext_password: false,
+            warnings: Vec::new(),
         }
     }
 
     /// The configuration that the environment gives: the connection string in `DATABASE_URL`, and
     /// for what it leaves out libpq's variables `PGHOST`, `PGPORT` and so on, as listed [above](Config).
     ///
-    /// A variable that is set to nothing counts as not set. Variables of libpq that would change where
-    /// or how to connect, and that this version does not know (`PGHOSTADDR`, `PGSERVICE`, `PGOPTIONS`,
-    /// `PGREQUIREAUTH`, and `PGCHANNELBINDING`, `PGGSSENCMODE` and `PGREQUIRESSL` where they demand
-    /// something), are an error rather than ignored; all others are ignored.
+    /// A variable that is set to nothing counts as not set. `PGREQUIRESSL=1` means
+    /// `PGSSLMODE=require`, unless that is set.
     ///
     /// # Errors
     ///
@@ -161,19 +267,102 @@ impl Config {
     /// # Ok::<(), pglock::Error>(())
     /// ```
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        env::from_vars(var)
+        env::from_vars(&var)
+    }
+
+    /// Sets any parameter of a [connection string](Config#connection-strings) by its name, but
+    /// `service`, which stands for other parameters.
+    ///
+    /// # Errors
+    ///
+    /// The parameter is unknown or not supported, or it cannot have this value. The error names it,
+    /// and does not show the value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pglock::{Config, SslMode};
+    ///
+    /// let mut config = Config::new();
+    /// config.host("db.example.com").sslmode(SslMode::VerifyFull).set("sslrootcert", "system")?;
+    /// # Ok::<(), pglock::Error>(())
+    /// ```
+    pub fn set(&mut self, parameter: &str, value: &str) -> Result<&mut Self> {
+        let definition = parameters::definition(parameter)
+            .filter(|definition| !matches!(definition.name, "service" | "servicefile"))
+            .ok_or_else(|| Error::config("no such parameter can be set").context(parameter))?;
+        definition
+            .apply(self, value)
+            .map_err(|problem| Error::config(problem).context(definition.name))?;
+        Ok(self)
+    }
+
+    /// What was asked for and is ignored, in words for a log: parameters that are meant for other
+    /// clients or have no effect here, and the password file if it is open to others.
+    ///
+    /// The password file is looked at in its present state, unless there is a password already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pglock::Config;
+    ///
+    /// let config: Config = "postgresql://alice:secret@h/d?schema=public".parse()?;
+    /// assert_eq!(config.warnings(), ["schema (at byte 30) is ignored: it is for Prisma"]);
+    /// # Ok::<(), pglock::Error>(())
+    /// ```
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings_with(&files::process_variable)
+    }
+
+    fn warnings_with(&self, var: files::Variables<'_>) -> Vec<String> {
+        self.warnings.iter().cloned().chain(self.password_file(var).problem).collect()
     }
 
     /// The server's host name or address, or the directory of its Unix socket: what begins with `/`,
     /// or on Linux with `@` for the abstract namespace.
     pub fn host(&mut self, host: &str) -> &mut Self {
-        self.host = Some(Host::new(host));
+        self.hosts = vec![Some(Host::new(host))];
         self
     }
 
-    /// The server's port, which is part of a Unix socket's name too. 5432 by default.
+    /// The server's port, which is part of a Unix socket's name too. 5432 by default. If there are
+    /// several hosts, it is the port of each.
     pub fn port(&mut self, port: u16) -> &mut Self {
-        self.port = port;
+        self.ports = vec![Some(port)];
+        self
+    }
+
+    /// Several servers, each with its port: the primary and its standbys. They are tried in this order
+    /// until one answers that is the primary at the time. To give none is an error when a connection is
+    /// made.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pglock::Config;
+    ///
+    /// let mut config = Config::new();
+    /// config.hosts([("db1.example.com", 5432), ("db2.example.com", 5432)]);
+    /// assert_eq!(config, "host=db1.example.com,db2.example.com port=5432,5432".parse()?);
+    /// # Ok::<(), pglock::Error>(())
+    /// ```
+    pub fn hosts<'a>(&mut self, hosts: impl IntoIterator<Item = (&'a str, u16)>) -> &mut Self {
+        let lists = hosts.into_iter().map(|(host, port)| (Some(Host::new(host)), Some(port)));
+        (self.hosts, self.ports) = lists.unzip();
+        if self.hosts.is_empty() {
+            // No host at all must not come to mean the one on this machine.
+            self.host("");
+        }
+        self
+    }
+
+    /// The IP address to dial, so that no name has to be looked up. The host is then only shown in
+    /// errors and compared with the server's certificate. If there are several hosts, give a list of
+    /// as many addresses in a connection string, or [set](Config::set) `hostaddr` to one.
+    pub fn hostaddr(&mut self, address: IpAddr) -> &mut Self {
+        self.addresses = vec![Some(address)];
         self
     }
 
@@ -183,7 +372,7 @@ impl Config {
         self
     }
 
-    /// The role's password, for servers that ask for one.
+    /// The role's password, for servers that ask for one. By default, the one in the password file.
     pub fn password(&mut self, password: &str) -> &mut Self {
         self.password = Some(password.to_owned());
         self
@@ -200,12 +389,12 @@ impl Config {
     /// The name that the server shows for the session, in `pg_stat_activity` and in its log. `pglock`
     /// by default.
     pub fn application_name(&mut self, name: &str) -> &mut Self {
-        name.clone_into(&mut self.application_name);
+        self.application_name = Some(name.to_owned());
         self
     }
 
-    /// How long connecting may take, from looking up the name to the end of the login. 30 seconds by
-    /// default; zero means no limit.
+    /// How long connecting to one address may take, from looking up the name to the end of the login.
+    /// 30 seconds by default; zero means no limit. With several hosts or addresses, each has as long.
     pub fn connect_timeout(&mut self, limit: Duration) -> &mut Self {
         self.connect_timeout = (!limit.is_zero()).then_some(limit);
         self
@@ -222,9 +411,9 @@ impl Config {
         self
     }
 
-    /// Whether to encrypt the connection. This version has no TLS and refuses a mode that demands it.
+    /// Whether to encrypt the connection, and what to demand of the server's certificate.
     pub fn sslmode(&mut self, mode: SslMode) -> &mut Self {
-        self.sslmode = mode;
+        self.sslmode = Some(mode);
         self
     }
 
@@ -233,6 +422,12 @@ impl Config {
     pub fn allow_cleartext_password(&mut self, allow: bool) -> &mut Self {
         self.allow_cleartext_password = allow;
         self
+    }
+
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 }
 
@@ -250,27 +445,44 @@ impl FromStr for Config {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut config = Self::new();
-        Parameters::parse(text)
-            .and_then(|parameters| parameters.apply(&mut config))
-            .map_err(|problem| Error::config(problem).context("invalid connection string"))?;
-        Ok(config)
+        parse(text, &files::process_variable)
+            .map_err(|problem| Error::config(problem).context("invalid connection string"))
     }
+}
+
+/// Reads a connection string. The variables say where the files of services are.
+fn parse(text: &str, var: files::Variables<'_>) -> Result<Config, Problem> {
+    let mut config = Config::new();
+    let given = Parameters::parse(text)?;
+    given.apply(&mut config)?;
+    given.apply_own_service(&mut config, var)?;
+    config.check_together().map_err(|misfit| given.locate(misfit))?;
+    Ok(config)
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("host", &self.host)
-            .field("port", &self.port)
+            .field("hosts", &self.hosts)
+            .field("addresses", &self.addresses)
+            .field("ports", &self.ports)
+            .field("load_balance_hosts", &self.load_balance_hosts)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| format_args!("(not shown)")))
+            .field("passfile", &self.passfile)
             .field("dbname", &self.dbname)
             .field("application_name", &self.application_name)
+            .field("fallback_application_name", &self.fallback_application_name)
+            .field("options", &self.options)
             .field("connect_timeout", &self.connect_timeout)
             .field("orphan_timeout", &self.orphan_timeout)
+            .field("keepalive", &self.keepalive)
             .field("sslmode", &self.sslmode)
+            .field("tls", &self.tls)
+            .field("channel_binding", &self.channel_binding)
+            .field("require_auth", &self.require_auth)
             .field("allow_cleartext_password", &self.allow_cleartext_password)
+            .field("warnings", &self.warnings)
             .finish()
     }
 }

@@ -1,9 +1,20 @@
 //! Whole connection strings and environments, and what becomes of them.
 
+#[cfg(unix)]
+mod files;
+#[cfg(unix)]
+mod home;
+#[cfg(all(unix, feature = "tls"))]
+mod tls;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{Config, Host, Resolved, SslMode};
+use super::host::LoadBalance;
+use super::parameters::DEFINITIONS;
+use super::tls::Versions;
+use super::{Config, Host, KeepaliveWishes, Resolved, Server, SslMode};
+use crate::auth::{AuthMethod, ChannelBindingPolicy};
 use crate::error::{ErrorKind, Result};
 
 fn parse(text: &str) -> Config {
@@ -21,7 +32,6 @@ fn parse_error(text: &str) -> String {
 
 /// The settings that differ from the defaults, in the notation of libpq's own tests.
 fn describe(config: &Config) -> String {
-    let default = Config::new();
     let mut parts = Vec::new();
     let mut part = |name: &str, value: Option<String>| {
         parts.extend(value.map(|value| format!("{name}='{value}'")));
@@ -29,15 +39,24 @@ fn describe(config: &Config) -> String {
     part("user", config.user.clone());
     part("password", config.password.clone());
     part("dbname", config.dbname.clone());
-    part("host", config.host.as_ref().map(ToString::to_string));
-    part("port", (config.port != default.port).then(|| config.port.to_string()));
-    part("sslmode", (config.sslmode != default.sslmode).then(|| config.sslmode.to_string()));
-    let name = &config.application_name;
-    part("application_name", (*name != default.application_name).then(|| name.clone()));
+    part("host", list(&config.hosts));
+    part("hostaddr", list(&config.addresses));
+    part("port", list(&config.ports));
+    part("sslmode", config.sslmode.map(|mode| mode.to_string()));
+    part("application_name", config.application_name.clone());
+    let setting = |(name, value): &(String, String)| format!("{name}={value}");
+    let settings: Vec<_> = config.options.settings.iter().map(setting).collect();
+    part("options", (!settings.is_empty()).then(|| settings.join(" ")));
     parts.join(" ")
 }
 
-/// The accepted URLs of PostgreSQL's `src/interfaces/libpq/t/001_uri.pl`, less those with `hostaddr`.
+fn list<T: ToString>(list: &[Option<T>]) -> Option<String> {
+    let element = |element: &Option<T>| element.as_ref().map(T::to_string).unwrap_or_default();
+    let elements: Vec<_> = list.iter().map(element).collect();
+    (!elements.is_empty()).then(|| elements.join(","))
+}
+
+/// The accepted URLs of PostgreSQL's `src/interfaces/libpq/t/001_uri.pl`.
 const LIBPQ_URLS: &[(&str, &str)] = &[
     (
         "postgresql://uri-user:secret@host:12345/db",
@@ -98,21 +117,52 @@ const LIBPQ_URLS: &[(&str, &str)] = &[
     ("postgres://:12345?host=/path/to/socket", "host='/path/to/socket' port='12345'"),
     ("postgres://%2Fvar%2Flib%2Fpostgresql/dbname", "dbname='dbname' host='/var/lib/postgresql'"),
     ("postgresql://host?sslmode=disable", "host='host' sslmode='disable'"),
+    ("postgresql://?hostaddr=127.0.0.1", "hostaddr='127.0.0.1'"),
+    ("postgresql://example.com?hostaddr=63.1.2.4", "host='example.com' hostaddr='63.1.2.4'"),
 ];
 
-/// Traps beyond libpq's tests, and the examples of its documentation.
-const URLS: &[(&str, &str)] = &[
+/// The examples of libpq's documentation, "Connection Strings", in their order.
+const DOCUMENTED: &[(&str, &str)] = &[
+    (
+        "host=localhost port=5432 dbname=mydb connect_timeout=10",
+        "dbname='mydb' host='localhost' port='5432'",
+    ),
+    ("postgresql://", ""),
+    ("postgresql://localhost", "host='localhost'"),
+    ("postgresql://localhost:5433", "host='localhost' port='5433'"),
     ("postgresql://localhost/mydb", "dbname='mydb' host='localhost'"),
+    ("postgresql://user@localhost", "user='user' host='localhost'"),
     ("postgresql://user:secret@localhost", "user='user' password='secret' host='localhost'"),
     (
         "postgresql://other@localhost/otherdb?connect_timeout=10&application_name=myapp",
         "user='other' dbname='otherdb' host='localhost' application_name='myapp'",
     ),
-    ("postgresql:///mydb?host=localhost&port=5433", "dbname='mydb' host='localhost' port='5433'"),
     (
-        "postgresql://user@localhost:5433/mydb?application_name=a%20b%3d%26",
-        "user='user' dbname='mydb' host='localhost' port='5433' application_name='a b=&'",
+        "postgresql://host1:123,host2:456/somedb?target_session_attrs=any&application_name=myapp",
+        "dbname='somedb' host='host1,host2' port='123,456' application_name='myapp'",
     ),
+    (
+        "postgresql://user@localhost:5433/mydb?options=-c%20synchronous_commit%3Doff",
+        "user='user' dbname='mydb' host='localhost' port='5433' options='synchronous_commit=off'",
+    ),
+    ("postgresql:///mydb?host=localhost&port=5433", "dbname='mydb' host='localhost' port='5433'"),
+    ("postgresql://[2001:db8::1234]/database", "dbname='database' host='2001:db8::1234'"),
+    ("postgresql:///dbname?host=/var/lib/postgresql", "dbname='dbname' host='/var/lib/postgresql'"),
+    ("postgresql://%2Fvar%2Flib%2Fpostgresql/dbname", "dbname='dbname' host='/var/lib/postgresql'"),
+];
+
+/// Traps beyond libpq's tests and documentation.
+const URLS: &[(&str, &str)] = &[
+    ("postgresql://a,b:1,c", "host='a,b,c' port=',1,'"),
+    ("postgresql://a,b?hostaddr=10.0.0.1,::1", "host='a,b' hostaddr='10.0.0.1,::1' port=','"),
+    ("postgresql://a,b,", "host='a,b,' port=',,'"),
+    ("postgresql://,/d", "dbname='d' host=',' port=','"),
+    ("postgresql:// a,b:1,2 /d", "dbname='d' host='a,b,2' port=',1,'"),
+    ("postgresql://[::1]:5,[fe80::1%25eth0],h:6", "host='::1,fe80::1%eth0,h' port='5,,6'"),
+    ("postgresql://%2Ftmp,h/d", "dbname='d' host='/tmp,h' port=','"),
+    ("postgresql://a%2Cb:1", "host='a,b' port='1'"),
+    ("postgresql://a,b:1?port=2", "host='a,b' port='2'"),
+    ("postgres://h?requiressl=0", "host='h' sslmode='prefer'"),
     // The first `@` ends the password, whatever comes before it but a `/`.
     ("postgres://u:p:w?x#y&z=@h", "user='u' password='p:w?x#y&z=' host='h'"),
     ("postgres://u:a+b@h?user=me@home", "user='me@home' password='a+b' host='h'"),
@@ -159,11 +209,17 @@ const KEYWORD_VALUES: &[(&str, &str)] = &[
     ("port=5433 port=5434", "port='5434'"),
     ("port=nonsense port=5434", "port='5434'"),
     ("user=日\\本", "user='日本'"),
+    ("host=a,b,c port=1,,3", "host='a,b,c' port='1,,3'"),
+    ("host=a,,c", "host='a,,c'"),
+    ("host=a,b port=' 1 , 2 '", "host='a,b' port='1,2'"),
+    ("host=a,b hostaddr=10.0.0.1,", "host='a,b' hostaddr='10.0.0.1,'"),
+    ("hostaddr=::1", "hostaddr='::1'"),
+    ("host=a hostaddr=''", "host='a'"),
 ];
 
 #[test]
 fn strings_are_read_as_libpq_reads_them() {
-    for (text, expected) in LIBPQ_URLS.iter().chain(URLS).chain(KEYWORD_VALUES) {
+    for (text, expected) in LIBPQ_URLS.iter().chain(DOCUMENTED).chain(URLS).chain(KEYWORD_VALUES) {
         assert_eq!(describe(&parse(text)), *expected, "{text}");
     }
 }
@@ -192,7 +248,7 @@ fn a_mistake_is_named_with_its_place() {
         ("postgre://", "no `=` after the word at byte 0"),
         ("postgres://[::1", "no `]` for the `[` at byte 11"),
         ("postgres://[]", "no address in the brackets at byte 11"),
-        ("postgres://[::1]z", "expected `:`, `/` or `?` after the `]`, at byte 16"),
+        ("postgres://[::1]z", "expected `:`, `/`, `?` or `,` after the `]`, at byte 16"),
         ("postgresql://host?zzz", "no `=` in the parameter at byte 18"),
         ("postgresql://host?value1&value2", "no `=` in the parameter at byte 18"),
         ("postgresql://host?key=key=value", "another `=` in a parameter at byte 25"),
@@ -206,24 +262,41 @@ fn a_mistake_is_named_with_its_place() {
         ("postgres://h/db\n", "white space at byte 15"),
         ("postgres://h?&user=x", "no `=` in the parameter at byte 13"),
         ("postgres://u@h/%ff", "part that begins at byte 15 is not UTF-8"),
-        ("postgres://h?ssl=true", "sslmode (at byte 13): `require` demands TLS"),
         ("postgres://h?ssl=1", "unknown parameter `ssl` at byte 13"),
-        ("postgres://a,b", "host (at byte 13): lists of hosts"),
-        ("postgres://a:1,b:2", "host (at byte 15): lists of hosts"),
-        ("postgres://a%2Cb", "host (at byte 11): lists of hosts"),
-        ("postgres://h?port=1,2", "port (at byte 13): lists of ports"),
+        ("postgres://h?Schema=x", "unknown parameter `Schema` at byte 13"),
+        (
+            "postgres://a,b:1,2:x",
+            "port (at byte 15): number 3 of the list: must be a number from 1",
+        ),
+        ("postgres://a:1,b:%zz", "two hexadecimal digits at byte 17"),
+        ("postgres://a , b", "white space at byte 12"),
+        ("postgres://a, b", "white space at byte 13"),
+        ("postgres://a,%ff", "part that begins at byte 13 is not UTF-8"),
+        ("postgres://[::1],[", "no `]` for the `[` at byte 17"),
+        ("postgres://a:1,b:2,c:3?port=1,2", "port (at byte 23): 2 ports for 3 hosts: give one"),
+        ("postgres://h?port=1,2", "port (at byte 13): 2 ports for 1 host: give one"),
+        ("host=a,b hostaddr=1.2.3.4", "host (at byte 0): 2 hosts for 1 address in hostaddr: give"),
+        (
+            "host=a hostaddr=1.2.3.4,::1",
+            "host (at byte 0): 1 host for 2 addresses in hostaddr: give",
+        ),
+        ("hostaddr=h", "hostaddr (at byte 0): must be an IP address"),
+        ("hostaddr=[::1]", "hostaddr (at byte 0): must be an IP address"),
+        ("hostaddr=::1,fe80::1%eth0", "hostaddr (at byte 0): number 2 of the list: must be an IP"),
         ("postgres://h:1x", "port (at byte 13): must be a number from 1 to 65535"),
-        ("host=a,b", "host (at byte 0): lists of hosts"),
+        ("host=b,a@b", "host (at byte 0): number 2 of the list: no host name contains `@`"),
         ("host=a@b", "host (at byte 0): no host name contains `@`"),
         ("user=x port=0", "port (at byte 7): must be a number from 1 to 65535"),
         ("port=65536", "port (at byte 0): must be a number from 1 to 65535"),
         ("connect_timeout=1.5", "connect_timeout (at byte 0): must be a whole number"),
         ("connect_timeout=''", "connect_timeout (at byte 0): must be a whole number"),
         ("connect_timeout=2147483648", "connect_timeout (at byte 0): must be a whole number"),
-        ("sslmode=verify-full", "sslmode (at byte 0): `verify-full` demands TLS"),
         ("sslmode=Prefer", "sslmode (at byte 0): must be one of disable,"),
-        ("hostaddr=127.0.0.1", "parameter `hostaddr` at byte 0 is not supported yet"),
-        ("user=a HOST=b", "unknown parameter `HOST` at byte 7; this version knows host, port,"),
+        ("sslmode=''", "sslmode (at byte 0): must be one of disable,"),
+        (
+            "user=a HOST=b",
+            "unknown parameter `HOST` at byte 7: it is neither one of libpq's, which",
+        ),
         ("=x", "unknown parameter at byte 0"),
         ("user", "no `=` after the word at byte 0"),
         ("user=a b c=d", "no `=` after the word at byte 7"),
@@ -270,6 +343,17 @@ fn no_error_shows_a_piece_of_a_password() {
         "host=HUSH1@h",
         "host=h port=HUSH1",
         "u:HUSH1@h=x",
+        "postgres://u:1,/HUSH1:HUSH2@h",
+        "hostaddr=HUSH1",
+        "options=HUSH1",
+        "options='-c HUSH1'",
+        "require_auth=HUSH1",
+        "service=HUSH1",
+        "service=HUSH1 servicefile=/HUSH2",
+        "sslpassword=HUSH1",
+        "oauth_client_secret=HUSH1",
+        "scram_client_key=HUSH1",
+        "client_encoding=HUSH1",
     ] {
         let error = parse_error(text);
         assert!(!error.contains("HUSH"), "{text}: {error}");
@@ -333,7 +417,7 @@ fn variables_fill_in_what_the_url_leaves_out() {
 #[test]
 fn a_variable_that_the_url_overrides_is_not_read() {
     assert!(from_vars(&[("PGPORT", "x"), ("DATABASE_URL", "postgres://h:1")]).is_ok());
-    assert!(from_vars(&[("PGSSLMODE", "require"), ("DATABASE_URL", "sslmode=disable")]).is_ok());
+    assert!(from_vars(&[("PGSSLMODE", "nonsense"), ("DATABASE_URL", "sslmode=disable")]).is_ok());
 }
 
 #[test]
@@ -341,18 +425,31 @@ fn a_wrong_variable_is_named_and_not_shown() {
     for (name, value) in [
         ("DATABASE_URL", "postgres://u:hush/@h"),
         ("DATABASE_URL", "port=hush"),
-        ("PGHOST", "hush,hush"),
+        ("PGHOST", "hush@hush"),
         ("PGPORT", "hush"),
+        ("PGPORT", "1,2"),
+        ("PGHOSTADDR", "hush"),
         ("PGCONNECT_TIMEOUT", "hush"),
         ("PGSSLMODE", "hush"),
-        ("PGSSLMODE", "verify-full"),
-        ("PGHOSTADDR", "hush"),
+        ("PGSSLNEGOTIATION", "hush"),
+        ("PGSSLNEGOTIATION", "direct"),
+        ("PGSSLCERTMODE", "hush"),
+        ("PGSSLCRL", "hush"),
+        ("PGSSLCRLDIR", "hush"),
+        ("PGSSLSNI", "hush"),
+        ("PGSSLMINPROTOCOLVERSION", "hush"),
+        ("PGSSLMAXPROTOCOLVERSION", "TLSv1.1"),
         ("PGSERVICE", "hush"),
         ("PGOPTIONS", "hush"),
+        ("PGCLIENTENCODING", "hush"),
         ("PGREQUIREAUTH", "hush"),
-        ("PGCHANNELBINDING", "require"),
+        ("PGREQUIREPEER", "hush"),
+        ("PGCHANNELBINDING", "hush"),
         ("PGGSSENCMODE", "require"),
-        ("PGREQUIRESSL", "1"),
+        ("PGTARGETSESSIONATTRS", "standby"),
+        ("PGLOADBALANCEHOSTS", "hush"),
+        ("PGMINPROTOCOLVERSION", "3.2"),
+        ("PGMAXPROTOCOLVERSION", "hush"),
     ] {
         let error = from_vars(&[(name, value)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
@@ -364,6 +461,9 @@ fn a_wrong_variable_is_named_and_not_shown() {
         ("PGCHANNELBINDING", "prefer"),
         ("PGGSSENCMODE", "disable"),
         ("PGREQUIRESSL", "0"),
+        ("PGTARGETSESSIONATTRS", "any"),
+        ("PGSSLCOMPRESSION", "1"),
+        ("PGGSSDELEGATION", "0"),
         ("PGTZ", "UTC"),
     ];
     assert_eq!(from_vars(&harmless).unwrap(), Config::new());
@@ -401,25 +501,86 @@ fn the_process_environment_is_read() {
 }
 
 fn resolve(config: &Config) -> Result<Resolved> {
-    config.resolve_for(|| Some(String::from("os-user")))
+    config.resolve_with(&|name| (name == OS_USER).then(|| String::from("os-user")))
+}
+
+const OS_USER: &str = if cfg!(windows) { "USERNAME" } else { "USER" };
+
+/// The only server of a configuration.
+fn only_server(config: &Config) -> Server {
+    let servers = resolve(config).unwrap().servers;
+    assert_eq!(servers.len(), 1);
+    servers.into_iter().next().unwrap()
 }
 
 #[test]
 fn what_is_left_out_gets_libpqs_defaults() {
     let resolved = resolve(&Config::new()).unwrap();
-    assert_eq!((resolved.port, resolved.application_name.as_str()), (5432, "pglock"));
+    assert_eq!(resolved.application_name, "pglock");
     assert_eq!((resolved.user.as_str(), resolved.dbname.as_str()), ("os-user", "os-user"));
-    assert_eq!(resolved.password, None);
     assert_eq!(resolved.connect_timeout, Some(Duration::from_secs(30)));
     assert_eq!(resolved.orphan_timeout, Duration::from_secs(30));
     assert!(!resolved.allow_cleartext_password);
-    match resolved.host {
+    assert_eq!(resolved.tls.mode, SslMode::Prefer);
+    let server = only_server(&Config::new());
+    assert_eq!((server.port, server.address, server.password), (5432, None, None));
+    match server.host {
         Host::Unix(directory) if cfg!(unix) => assert!(directory.is_dir(), "{directory:?}"),
         Host::Tcp(name) if !cfg!(unix) => assert_eq!(name, "localhost"),
         other => panic!("{other:?}"),
     }
     assert_eq!(resolve(&parse("user=alice")).unwrap().dbname, "alice");
     assert_eq!(resolve(&parse("dbname=jobs")).unwrap().dbname, "jobs");
+}
+
+/// Each server as `host/address:port`.
+fn servers(config: &Config) -> Vec<String> {
+    let shown = |server: &Server| {
+        let address = server.address.map(|address| format!("/{address}")).unwrap_or_default();
+        format!("{}{address}:{}", server.host, server.port)
+    };
+    resolve(config).unwrap().servers.iter().map(shown).collect()
+}
+
+#[test]
+fn lists_align() {
+    let default = Host::default_for_platform().to_string();
+    for (text, expected) in [
+        ("", "DEFAULT:5432"),
+        ("port=1", "DEFAULT:1"),
+        ("host=a,b,c", "a:5432 b:5432 c:5432"),
+        ("host=a,b,c port=1", "a:1 b:1 c:1"),
+        ("host=a,b,c port=1,,3", "a:1 b:5432 c:3"),
+        ("host=a,,/c port=1,2,3", "a:1 DEFAULT:2 /c:3"),
+        ("host=,", "DEFAULT:5432 DEFAULT:5432"),
+        ("host=a,b hostaddr=10.0.0.1,::1", "a/10.0.0.1:5432 b/::1:5432"),
+        ("host=a,b hostaddr=,::1 port=1,2", "a:1 b/::1:2"),
+        ("hostaddr=10.0.0.1,::1 port=7", "10.0.0.1/10.0.0.1:7 ::1/::1:7"),
+        ("hostaddr=,::1", "DEFAULT:5432 ::1/::1:5432"),
+        ("host=/tmp hostaddr=::1", "/tmp/::1:5432"),
+        ("postgres://a:1,b:2/d", "a:1 b:2"),
+        ("postgres://a,b:2/d", "a:5432 b:2"),
+        ("postgres://a,b/d?port=3", "a:3 b:3"),
+    ] {
+        assert_eq!(
+            servers(&parse(text)).join(" "),
+            expected.replace("DEFAULT", &default),
+            "{text}"
+        );
+    }
+    // What is dialled as an address is no socket, whatever its name looks like.
+    let server = only_server(&parse("host=/tmp hostaddr=::1"));
+    assert_eq!(server.host, Host::Tcp(String::from("/tmp")));
+}
+
+#[test]
+fn setters_take_several_hosts() {
+    let mut config = Config::new();
+    config.hosts([("a", 1), ("/b", 2)]);
+    assert_eq!(servers(&config), ["a:1", "/b:2"]);
+    assert_eq!(servers(config.port(3)), ["a:3", "/b:3"]);
+    assert_eq!(servers(config.host("c").hostaddr("::1".parse().unwrap())), ["c/::1:3"]);
+    assert_eq!(servers(config.set("hostaddr", "").unwrap()), ["c:3"]);
 }
 
 #[test]
@@ -437,23 +598,29 @@ fn every_setter_reaches_the_connection() {
         .sslmode(SslMode::Disable)
         .allow_cleartext_password(true);
     let resolved = resolve(&config).unwrap();
-    assert_eq!(resolved.host, Host::Tcp(String::from("h")));
-    assert_eq!((resolved.port, resolved.user.as_str(), resolved.dbname.as_str()), (1, "u", "d"));
-    assert_eq!(resolved.password.as_deref(), Some("p"));
+    let server = only_server(&config);
+    assert_eq!((server.host, server.port), (Host::Tcp(String::from("h")), 1));
+    assert_eq!((resolved.user.as_str(), resolved.dbname.as_str()), ("u", "d"));
+    assert_eq!(server.password.as_deref(), Some("p"));
     assert_eq!(resolved.application_name, "a");
     assert_eq!(resolved.connect_timeout, Some(Duration::from_millis(1)));
     assert_eq!(resolved.orphan_timeout, Duration::from_secs(4));
     assert!(resolved.allow_cleartext_password);
-    assert_eq!(config.sslmode, SslMode::Disable);
-    assert_eq!(resolve(config.password("")).unwrap().password, None);
+    assert_eq!(resolved.tls.mode, SslMode::Disable);
+    assert_eq!(only_server(config.password("")).password, None);
+    assert_eq!(resolve(config.application_name("")).unwrap().application_name, "");
 }
 
 #[test]
 fn impossible_settings_are_refused_when_connecting() {
     type Change = fn(&mut Config) -> &mut Config;
-    let cases: [(Change, &str); 18] = [
+    let cases: [(Change, &str); 19] = [
         (|config| config.host(""), "host: is empty"),
-        (|config| config.host("a,b"), "host: lists of hosts"),
+        (|config| config.host("a,b"), "host: is one host: give several to `hosts`"),
+        (|config| config.hosts([("a", 1), ("", 2)]), "host: is empty"),
+        (|config| config.hosts([]), "host: is empty"),
+        (|config| config.hosts([("a", 1), ("b", 0)]), "port: must not be 0"),
+        (|config| config.hosts([("a", 1), ("b", 2)]).host("c"), "port: 2 ports for 1 host"),
         (|config| config.host("/a\0b"), "host: must not contain a NUL"),
         (|config| config.host("a\0b"), "host: must not contain a NUL"),
         (|config| config.host("hush@h"), "host: no host name contains `@`"),
@@ -470,9 +637,6 @@ fn impossible_settings_are_refused_when_connecting() {
         ),
         (|config| config.orphan_timeout(Duration::from_millis(4500)), "orphan_timeout: must be"),
         (|config| config.orphan_timeout(Duration::from_secs(86_401)), "orphan_timeout: must be"),
-        (|config| config.sslmode(SslMode::Require), "sslmode: `require` demands TLS"),
-        (|config| config.sslmode(SslMode::VerifyCa), "sslmode: `verify-ca` demands TLS"),
-        (|config| config.sslmode(SslMode::VerifyFull), "sslmode: `verify-full` demands TLS"),
     ];
     for (change, expected) in cases {
         let error = resolve(change(&mut Config::new())).err().expect(expected);
@@ -487,16 +651,213 @@ fn impossible_settings_are_refused_when_connecting() {
 
 #[test]
 fn a_login_without_a_user_is_refused() {
-    let error = Config::new().resolve_for(|| None).err().unwrap();
+    let error = Config::new().resolve_with(&|_| None).err().unwrap();
     assert!(error.to_string().starts_with("no user: "), "{error}");
     assert_eq!(error.kind(), ErrorKind::Config);
 }
 
+/// Strings as platforms and other clients' documentation give them.
+#[cfg(feature = "tls")]
+#[test]
+fn what_platforms_give_out_is_accepted() {
+    for (text, expected) in [
+        (
+            "postgresql://alex:AbC123dEf@ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech/dbname?sslmode=require&channel_binding=require",
+            "ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech:5432",
+        ),
+        (
+            "postgresql://alex:AbC123dEf@ep-cool.neon.tech/db?sslmode=require&options=endpoint%3Dep-cool",
+            "ep-cool.neon.tech:5432",
+        ),
+        (
+            "postgres://postgres.abcdef:secret@aws-0-eu-central-1.pooler.supabase.com:6543/postgres?pgbouncer=true&supa=base-pooler.x",
+            "aws-0-eu-central-1.pooler.supabase.com:6543",
+        ),
+        (
+            "postgres://user:secret@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1?sslmode=no-verify",
+            "ec2-1-2-3-4.compute-1.amazonaws.com:5432",
+        ),
+        (
+            "postgresql://u:p@/db?host=/cloudsql/project:region:instance",
+            "/cloudsql/project:region:instance:5432",
+        ),
+        (
+            "postgresql://johndoe:pw@localhost:5432/mydb?schema=public&connection_limit=5&pool_timeout=2&socket_timeout=3",
+            "localhost:5432",
+        ),
+        (
+            "host=pg-1.postgres.database.azure.com port=5432 dbname=postgres user=me password=p sslmode=require",
+            "pg-1.postgres.database.azure.com:5432",
+        ),
+    ] {
+        assert_eq!(servers(&parse(text)), [expected]);
+    }
+}
+
+#[test]
+fn what_is_for_other_clients_is_ignored_with_a_warning() {
+    let config = parse(
+        "postgres://h/d?pgbouncer=true&connection_limit=1&prepareThreshold=0&statement-cache-capacity=9",
+    );
+    let warnings = config.warnings_with(&|_| None);
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    assert_eq!(warnings[0], "pgbouncer (at byte 15) is ignored: it is for Prisma");
+    let warnings = |text: &str| parse(text).warnings_with(&|_| None);
+    assert_eq!(
+        warnings("host=h user=u sslcompression=1 gssencmode=prefer replication=false"),
+        [""; 0]
+    );
+    for (text, expected) in [
+        ("schema=x", "schema (at byte 0)"),
+        ("krbsrvname=x", "krbsrvname is ignored"),
+        ("gsslib=x", "gsslib is ignored"),
+        ("gssdelegation=1", "gssdelegation is ignored"),
+        ("keepalives=0", "keepalives=0 is ignored"),
+    ] {
+        assert!(matches!(warnings(text).as_slice(), [one] if one.contains(expected)), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    for (text, expected) in [
+        ("gssencmode=require", "gssencmode (at byte 0): `require` demands encryption by GSSAPI"),
+        ("gssencmode=x", "gssencmode (at byte 0): must be disable, prefer or require"),
+        ("replication=database", "replication (at byte 0): a connection for replication"),
+        ("replication=ON", "replication (at byte 0): a connection for replication"),
+        ("requirepeer=postgres", "requirepeer (at byte 0): "),
+        ("sslpassword=x", "sslpassword (at byte 0): encrypted keys"),
+        ("sslcrl=x", "sslcrl (at byte 0): revocation lists"),
+        ("sslcrldir=x", "sslcrldir (at byte 0): revocation lists"),
+        ("sslkeylogfile=x", "sslkeylogfile (at byte 0): "),
+        ("sslcertmode=require", "sslcertmode (at byte 0): `require` is not supported"),
+        ("sslcertmode=x", "sslcertmode (at byte 0): must be disable or allow"),
+        ("sslsni=2", "sslsni (at byte 0): must be 0 or 1"),
+        ("sslnegotiation=x", "sslnegotiation (at byte 0): must be postgres or direct"),
+        ("sslnegotiation=direct", "sslnegotiation (at byte 0): `direct` is TLS from the first"),
+        ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version (at byte 0): must be TLSv1.2"),
+        ("ssl_max_protocol_version=TLSv1", "ssl_max_protocol_version (at byte 0): must be TLSv1.2"),
+        (
+            "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=tlsv1.2",
+            "ssl_max_protocol_version (at byte 33): must not be older",
+        ),
+        ("min_protocol_version=3.2", "min_protocol_version (at byte 0): must be 3.0, the"),
+        ("min_protocol_version=latest", "min_protocol_version (at byte 0): must be 3.0, the"),
+        ("max_protocol_version=2.0", "max_protocol_version (at byte 0): must be 3.0, 3.2"),
+        ("scram_client_key=x", "scram_client_key (at byte 0): "),
+        ("scram_server_key=x", "scram_server_key (at byte 0): "),
+        ("oauth_issuer=x", "oauth_issuer (at byte 0): "),
+        ("oauth_client_id=x", "oauth_client_id (at byte 0): "),
+        ("oauth_client_secret=x", "oauth_client_secret (at byte 0): "),
+        ("oauth_scope=x", "oauth_scope (at byte 0): "),
+        ("target_session_attrs=standby", "`standby` may lead to a standby"),
+        ("target_session_attrs=read-only", "`read-only` may lead to a standby"),
+        ("target_session_attrs=prefer-standby", "`prefer-standby` may lead to a standby"),
+        ("target_session_attrs=x", "must be any, primary or read-write"),
+        ("load_balance_hosts=x", "load_balance_hosts (at byte 0): must be disable or random"),
+        ("channel_binding=x", "channel_binding (at byte 0): must be disable, prefer or require"),
+        (
+            "user=u channel_binding=require sslmode=disable",
+            "channel_binding (at byte 7): `require` ties the login to TLS",
+        ),
+        ("client_encoding=LATIN1", "client_encoding (at byte 0): must be UTF8"),
+        ("keepalives=x", "keepalives (at byte 0): must be a whole number"),
+        ("keepalives_idle=1.5", "keepalives_idle (at byte 0): must be a whole number"),
+    ] {
+        let error = parse_error(text);
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    // Nothing is asked for by these.
+    for name in DEFINITIONS.iter().map(|definition| definition.name) {
+        if !matches!(name, "sslmode" | "connect_timeout") {
+            assert_eq!(parse(&format!("{name}=''")), Config::new(), "{name}");
+        }
+    }
+    for text in [
+        "target_session_attrs=any",
+        "target_session_attrs=primary",
+        "target_session_attrs=read-write",
+        "min_protocol_version=3.0 max_protocol_version=latest",
+        "ssl_min_protocol_version=TLSv1",
+        "load_balance_hosts=disable keepalives=1 sslsni=1 sslcertmode=allow",
+    ] {
+        assert_eq!(parse(text), Config::new(), "{text}");
+    }
+}
+
+#[test]
+fn the_rest_reaches_the_connection_too() {
+    let resolved = resolve(&parse(
+        "host=h keepalives_idle=3 keepalives_interval=2 keepalives_count=1 tcp_user_timeout=500 \
+         load_balance_hosts=random channel_binding=disable require_auth=md5 sslsni=0 \
+         options='-c a=b endpoint=c' fallback_application_name=f \
+         ssl_max_protocol_version=TLSv1.2",
+    ))
+    .unwrap();
+    let wishes = KeepaliveWishes {
+        idle: Some(Duration::from_secs(3)),
+        interval: Some(Duration::from_secs(2)),
+        probes: Some(1),
+        user_timeout: Some(Duration::from_millis(500)),
+    };
+    assert_eq!(resolved.keepalive, wishes);
+    assert_eq!(resolved.load_balance_hosts, LoadBalance::Random);
+    assert_eq!(resolved.channel_binding, ChannelBindingPolicy::Disable);
+    assert!(!resolved.require_auth.contains(AuthMethod::Password));
+    assert!(!resolved.tls.send_name);
+    assert_eq!(resolved.tls.versions, Versions::OnlyTls12);
+    assert_eq!(resolved.settings, [(String::from("a"), String::from("b"))]);
+    assert_eq!(resolved.startup_options.as_deref(), Some("endpoint=c"));
+    assert_eq!(resolved.application_name, "f");
+    let resolved = resolve(&parse("application_name=a fallback_application_name=f")).unwrap();
+    assert_eq!(resolved.application_name, "a");
+    // Zero and less stand for the default, as in libpq.
+    let zero = "keepalives_idle=0 keepalives_interval=-1 keepalives_count=0 tcp_user_timeout=0";
+    assert_eq!(resolve(&parse(zero)).unwrap().keepalive, KeepaliveWishes::default());
+    let tls13 = resolve(&parse("ssl_min_protocol_version=tlsV1.3")).unwrap().tls.versions;
+    assert_eq!(tls13, Versions::OnlyTls13);
+}
+
+#[test]
+fn parameters_are_set_by_name() {
+    let mut config = Config::new();
+    config.set("host", "a,b").unwrap().set("port", "1,2").unwrap();
+    assert_eq!(config, parse("host=a,b port=1,2"));
+    for (name, value, expected) in [
+        ("port", "hush", "port: must be a number"),
+        ("options", "-c hush=a\0b", "options: must not contain a NUL"),
+        ("service", "hush", "service: no such parameter can be set"),
+        ("Port", "hush", "Port: no such parameter can be set"),
+        ("schema", "hush", "schema: no such parameter can be set"),
+    ] {
+        let error = config.set(name, value).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().starts_with(expected), "{error}");
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn without_the_feature_what_demands_tls_is_refused() {
+    for mode in ["require", "no-verify", "verify-ca", "verify-full"] {
+        let error = parse_error(&format!("user=u sslmode={mode}"));
+        let expected = format!("sslmode (at byte 7): `{mode}` demands TLS, and pglock was built");
+        assert!(error.contains(&expected), "{error}");
+    }
+    for text in ["sslrootcert=system", "postgres://h?ssl=true", "requiressl=1"] {
+        assert!(parse_error(text).contains("demands TLS"), "{text}");
+    }
+    let error = resolve(Config::new().sslmode(SslMode::Require)).err().unwrap();
+    assert!(error.to_string().starts_with("sslmode: `require` demands TLS"), "{error}");
+    assert!(from_vars(&[("PGREQUIRESSL", "1")]).is_err());
+}
+
 /// Splitmix64: enough to vary strings, and the same on every run.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -506,7 +867,7 @@ impl Random {
 }
 
 /// Deletes, inserts and repeats characters, mostly those that mean something in either grammar.
-fn mutate(text: &str, random: &mut Random) -> String {
+pub(super) fn mutate(text: &str, random: &mut Random) -> String {
     const MEANINGFUL: &[char] = &[
         '@', ':', '/', '?', '&', '=', '%', '[', ']', ',', '\'', '\\', ' ', '\n', '#', '+', '0',
         '2', 'f', 'x', 'é', '本', '\0', '\u{b}',
@@ -527,10 +888,15 @@ fn mutate(text: &str, random: &mut Random) -> String {
     characters.into_iter().collect()
 }
 
+/// Strings that are accepted, of every kind.
+pub(super) fn seeds() -> Vec<&'static str> {
+    let tables = [LIBPQ_URLS, DOCUMENTED, URLS, KEYWORD_VALUES];
+    tables.into_iter().flatten().map(|(text, _)| *text).collect()
+}
+
 #[test]
 fn no_string_makes_it_panic() {
-    let seeds: Vec<&str> =
-        LIBPQ_URLS.iter().chain(URLS).chain(KEYWORD_VALUES).map(|(text, _)| *text).collect();
+    let seeds = seeds();
     let mut random = Random(1);
     let (mut accepted, mut refused) = (0, 0);
     for round in 0..40_000 {

@@ -10,7 +10,7 @@ pub(super) fn parse(text: &str, rest: &str) -> Result<Vec<Parameter>, Problem> {
     let url = Part { raw: rest, at: text.len() - rest.len() };
     let location = user_and_password(&mut parameters, url)?;
     refuse_bare_at_sign(location)?;
-    let (delimiter, after) = host_and_port(&mut parameters, location)?;
+    let (delimiter, after) = hosts_and_ports(&mut parameters, location)?;
     let query = if delimiter == Some('/') {
         let (dbname, _, query) = after.cut(&['?']);
         push_part(&mut parameters, "dbname", dbname)?;
@@ -41,15 +41,26 @@ impl Part<'_> {
         (Self { raw: before, at: self.at }, delimiter, Self { raw: after, at: after_at })
     }
 
+    fn without_leading_spaces(self) -> Self {
+        let raw = self.raw.trim_start_matches(' ');
+        Self { raw, at: self.at + (self.raw.len() - raw.len()) }
+    }
+
+    fn without_trailing_spaces(self) -> Self {
+        Self { raw: self.raw.trim_end_matches(' '), at: self.at }
+    }
+
     /// Undoes the percent-encoding. Spaces around are dropped; inside they are an error, since
     /// PostgreSQL 18.
     fn decode(self) -> Result<String, Problem> {
-        let encoded = self.raw.trim_start_matches(' ');
-        let start = self.at + (self.raw.len() - encoded.len());
-        let mut decoded = Vec::with_capacity(encoded.len());
-        let mut bytes = (start..).zip(encoded.trim_end_matches(' ').bytes());
+        self.without_leading_spaces().without_trailing_spaces().unescape()
+    }
+
+    fn unescape(self) -> Result<String, Problem> {
+        let mut unescaped = Vec::with_capacity(self.raw.len());
+        let mut bytes = (self.at..).zip(self.raw.bytes());
         while let Some((at, byte)) = bytes.next() {
-            decoded.push(match byte {
+            unescaped.push(match byte {
                 b'%' => escaped_byte(at, bytes.next(), bytes.next())?,
                 space if is_space(char::from(space)) => {
                     return Err(format!("white space at byte {at}: write it as %20").into());
@@ -57,8 +68,8 @@ impl Part<'_> {
                 plain => plain,
             });
         }
-        String::from_utf8(decoded)
-            .map_err(|_| format!("the part that begins at byte {start} is not UTF-8").into())
+        String::from_utf8(unescaped)
+            .map_err(|_| format!("the part that begins at byte {} is not UTF-8", self.at).into())
     }
 }
 
@@ -107,27 +118,39 @@ fn refuse_bare_at_sign(location: Part<'_>) -> Result<(), Problem> {
     .into())
 }
 
-/// Takes host and port, and gives the delimiter after them and what follows it.
-fn host_and_port<'a>(
+/// Takes the hosts and their ports, and gives the delimiter after them and what follows it.
+fn hosts_and_ports<'a>(
     parameters: &mut Vec<Parameter>,
     location: Part<'a>,
 ) -> Result<(Option<char>, Part<'a>), Problem> {
-    let (host, mut delimiter, mut after) = if location.raw.starts_with('[') {
+    let (mut hosts, mut ports) = (Vec::new(), Vec::new());
+    let mut rest = location;
+    loop {
+        let (host, port, delimiter, after) = host_and_port(rest)?;
+        hosts.push(host);
+        ports.push(port);
+        if delimiter != Some(',') {
+            push_list(parameters, "host", hosts)?;
+            push_list(parameters, "port", ports)?;
+            return Ok((delimiter, after));
+        }
+        rest = after;
+    }
+}
+
+type HostAndPort<'a> = (Part<'a>, Part<'a>, Option<char>, Part<'a>);
+
+fn host_and_port(location: Part<'_>) -> Result<HostAndPort<'_>, Problem> {
+    let (host, delimiter, after) = if location.raw.starts_with('[') {
         bracketed_host(location)?
     } else {
         location.cut(&[':', '/', '?', ','])
     };
-    push_part(parameters, "host", host)?;
-    if delimiter == Some(':') {
-        let port;
-        (port, delimiter, after) = after.cut(&['/', '?', ',']);
-        push_part(parameters, "port", port)?;
+    if delimiter != Some(':') {
+        return Ok((host, Part { raw: "", at: after.at }, delimiter, after));
     }
-    if delimiter == Some(',') {
-        let at = after.at;
-        return Err(format!("host (at byte {at}): lists of hosts are not supported yet").into());
-    }
-    Ok((delimiter, after))
+    let (port, delimiter, after) = after.cut(&['/', '?', ',']);
+    Ok((host, port, delimiter, after))
 }
 
 fn bracketed_host(location: Part<'_>) -> Result<(Part<'_>, Option<char>, Part<'_>), Problem> {
@@ -142,7 +165,7 @@ fn bracketed_host(location: Part<'_>) -> Result<(Part<'_>, Option<char>, Part<'_
     let (excess, delimiter, after) = after.cut(&[':', '/', '?', ',']);
     if !excess.raw.is_empty() {
         let at = excess.at;
-        return Err(format!("expected `:`, `/` or `?` after the `]`, at byte {at}").into());
+        return Err(format!("expected `:`, `/`, `?` or `,` after the `]`, at byte {at}").into());
     }
     Ok((host, delimiter, after))
 }
@@ -185,5 +208,29 @@ fn push_part(parameters: &mut Vec<Parameter>, name: &str, part: Part<'_>) -> Res
         let value = part.decode()?;
         parameters.push(Parameter { name: name.to_owned(), value, at: part.at, nameable: true });
     }
+    Ok(())
+}
+
+/// Adds a list that has its name from its place. libpq decodes the list as a whole, so spaces may
+/// stand at its two ends only.
+fn push_list(
+    parameters: &mut Vec<Parameter>,
+    name: &str,
+    mut elements: Vec<Part<'_>>,
+) -> Result<(), Problem> {
+    if matches!(elements.as_slice(), [only] if only.raw.is_empty()) {
+        return Ok(());
+    }
+    if let Some(first) = elements.first_mut() {
+        *first = first.without_leading_spaces();
+    }
+    if let Some(last) = elements.last_mut() {
+        *last = last.without_trailing_spaces();
+    }
+    let begins = elements.iter().find(|element| !element.raw.is_empty()).or(elements.first());
+    let at = begins.map_or(0, |element| element.at);
+    let values: Vec<_> = elements.into_iter().map(Part::unescape).collect::<Result<_, _>>()?;
+    let value = values.join(",");
+    parameters.push(Parameter { name: name.to_owned(), value, at, nameable: true });
     Ok(())
 }

@@ -19,7 +19,10 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use crate::config::Host;
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::CancelKey;
+#[cfg(feature = "tls")]
+use crate::protocol::{SslReply, frontend};
 pub(crate) use stream::Stream;
 
 /// How long a `CancelRequest` may take from dialling to the end of its socket.
@@ -59,9 +62,10 @@ pub(crate) struct Keepalive {
     pub(crate) interval: Duration,
     /// Probes that may go unanswered.
     pub(crate) probes: u32,
+    /// How long what was sent may go unacknowledged.
+    pub(crate) acknowledgement: Duration,
 }
 
-#[cfg(any(test, target_os = "linux", target_os = "android"))]
 impl Keepalive {
     /// Silence after which the peer counts as gone.
     pub(crate) fn patience(&self) -> Duration {
@@ -104,18 +108,103 @@ fn socket_path(directory: &Path, port: u16) -> PathBuf {
     }
 }
 
-/// Opens a socket to a server.
-pub(crate) async fn dial(address: &Address, keepalive: Keepalive) -> io::Result<Stream> {
-    match address {
-        Address::Tcp(address) => {
+/// How to get to a server: what a session and its `CancelRequest`s have in common.
+#[derive(Clone)]
+pub(crate) struct Route {
+    pub(crate) address: Address,
+    pub(crate) keepalive: Keepalive,
+    pub(crate) encryption: Encryption,
+}
+
+/// Whether a connection becomes one of TLS, and how.
+#[derive(Clone)]
+pub(crate) enum Encryption {
+    /// It stays in clear.
+    None,
+    /// The server is asked for TLS; if it has none, the connection goes on in clear.
+    #[cfg(feature = "tls")]
+    IfOffered(tls::Tls),
+    /// The server is asked for TLS, and has to have it.
+    #[cfg(feature = "tls")]
+    Negotiated(tls::Tls),
+    /// TLS from the first byte.
+    #[cfg(feature = "tls")]
+    Direct(tls::Tls),
+}
+
+impl Route {
+    /// Opens a socket, encrypted as the route wants it.
+    pub(crate) async fn open(&self) -> Result<Stream> {
+        match &self.address {
+            #[cfg(feature = "tls")]
+            Address::Tcp(address) => self.encrypt(self.dial(*address).await?).await,
+            #[cfg(not(feature = "tls"))]
+            Address::Tcp(address) => self.dial(*address).await.map(Stream::Tcp),
+            #[cfg(unix)]
+            Address::Unix(path) => {
+                Ok(Stream::Unix(UnixStream::connect(path).await.map_err(|e| self.unreachable(&e))?))
+            }
+        }
+    }
+
+    /// The route on which this stream was opened, left no choice: once in TLS, never in clear.
+    pub(crate) fn taken_by(self, stream: &Stream) -> Self {
+        let encryption = match self.encryption {
+            #[cfg(feature = "tls")]
+            Encryption::IfOffered(tls) if stream.is_encrypted() => Encryption::Negotiated(tls),
+            _ if !stream.is_encrypted() => Encryption::None,
+            taken => taken,
+        };
+        Self { encryption, ..self }
+    }
+
+    async fn dial(&self, address: SocketAddr) -> Result<TcpStream> {
+        let dialling = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            watch(&stream, keepalive)?;
-            Ok(Stream::Tcp(stream))
-        }
-        #[cfg(unix)]
-        Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+            watch(&stream, self.keepalive)?;
+            Ok(stream)
+        };
+        dialling.await.map_err(|error| self.unreachable(&error))
     }
+
+    #[cfg(feature = "tls")]
+    async fn encrypt(&self, mut stream: TcpStream) -> Result<Stream> {
+        let (tls, needed) = match &self.encryption {
+            Encryption::None => return Ok(Stream::Tcp(stream)),
+            Encryption::IfOffered(tls) => (tls, false),
+            Encryption::Negotiated(tls) => (tls, true),
+            Encryption::Direct(tls) => {
+                return tls.connect_directly(stream).await.map(|tls| Stream::Tls(Box::new(tls)));
+            }
+        };
+        match ask_for_tls(&mut stream).await? {
+            SslReply::Accepted => Ok(Stream::Tls(Box::new(tls.connect(stream).await?))),
+            SslReply::Refused if needed => {
+                Err(Error::new(ErrorKind::Tls, "the server has no TLS, which sslmode demands"))
+            }
+            SslReply::Refused => Ok(Stream::Tcp(stream)),
+        }
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Error {
+        Error::new(ErrorKind::Connect, format!("cannot reach {}: {error}", self.address))
+    }
+}
+
+/// Asks for TLS, and reads nothing but the one byte of the answer.
+#[cfg(feature = "tls")]
+async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
+    let broken = |error: io::Error| {
+        Error::new(ErrorKind::Connect, "the server closed the connection when it was asked for TLS")
+            .with_source(error)
+    };
+    let mut request = BytesMut::with_capacity(8);
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await.map_err(broken)?;
+    let reply = stream.read_u8().await.map_err(broken)?;
+    SslReply::decode(reply)
+        .map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()).with_source(error))
 }
 
 /// Asks the server to interrupt what the session is doing, and returns when it has: PostgreSQL closes
@@ -123,16 +212,17 @@ pub(crate) async fn dial(address: &Address, keepalive: Keepalive) -> io::Result<
 ///
 /// Whatever else ends the socket counts as done too. The caller finds out from the session whether the
 /// signal had its effect, and asks again if not.
-pub(crate) async fn cancel(address: Address, key: CancelKey, keepalive: Keepalive) {
+pub(crate) async fn cancel(route: Route, key: CancelKey) {
     // Every outcome means the same to the caller.
-    let _ = tokio::time::timeout(CANCEL_WITHIN, request_cancel(address, key, keepalive)).await;
+    let _ = tokio::time::timeout(CANCEL_WITHIN, request_cancel(&route, &key)).await;
 }
 
-async fn request_cancel(address: Address, key: CancelKey, keepalive: Keepalive) -> io::Result<()> {
-    let mut stream = dial(&address, keepalive).await?;
+async fn request_cancel(route: &Route, key: &CancelKey) -> io::Result<()> {
+    let mut stream = route.open().await.map_err(io::Error::other)?;
     let mut request = BytesMut::with_capacity(16);
     key.cancel_request(&mut request);
     stream.write_all(&request).await?;
+    stream.flush().await?;
     let mut discarded = [0; 64];
     while stream.read(&mut discarded).await? > 0 {}
     Ok(())
@@ -149,6 +239,6 @@ fn watch(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
             .with_retries(keepalive.probes),
     )?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(keepalive.patience()))?;
+    socket.set_tcp_user_timeout(Some(keepalive.acknowledgement))?;
     Ok(())
 }

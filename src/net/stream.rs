@@ -10,6 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+#[cfg(feature = "tls")]
+use tokio_rustls::client::TlsStream;
+
+use crate::protocol::Transport;
+#[cfg(feature = "tls")]
+use crate::protocol::tls_server_end_point;
 
 /// A socket to a server.
 #[derive(Debug)]
@@ -17,6 +23,8 @@ pub(crate) enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Does the same with whichever socket it is.
@@ -26,20 +34,61 @@ macro_rules! each {
             Stream::Tcp($socket) => $do,
             #[cfg(unix)]
             Stream::Unix($socket) => $do,
+            #[cfg(feature = "tls")]
+            Stream::Tls($socket) => $do,
         }
     };
+}
+
+/// Waits until the runtime knows what the socket knows.
+macro_rules! catch_up {
+    ($socket:expr) => {{
+        let socket = $socket;
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(socket).peek(&mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Whatever it is, reading tells.
+            _ => drop(socket.readable().await),
+        }
+    }};
 }
 
 impl Stream {
     /// Returns once the runtime knows of what has arrived by now. It looks at its sockets only between
     /// tasks: one that has computed for long may be the last to hear that its session is over.
     pub(crate) async fn catch_up(&self) {
-        let mut byte = [MaybeUninit::uninit()];
-        each!(self, socket => match SockRef::from(socket).peek(&mut byte) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Whatever it is, reading tells.
-            _ => drop(socket.readable().await),
-        });
+        match self {
+            Self::Tcp(socket) => catch_up!(socket),
+            #[cfg(unix)]
+            Self::Unix(socket) => catch_up!(socket),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => catch_up!(stream.get_ref().0),
+        }
+    }
+
+    /// Whether others on the network cannot read along.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            #[cfg(unix)]
+            Self::Unix(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => true,
+        }
+    }
+
+    /// What a login over this stream may send, and be tied to.
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Self::Tcp(_) => Transport::Clear,
+            #[cfg(unix)]
+            Self::Unix(_) => Transport::Private,
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => {
+                let certificate = super::tls::peer_certificate(stream);
+                Transport::Tls { end_point: certificate.and_then(tls_server_end_point) }
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use bytes::BytesMut;
 use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
 use super::{
     AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
-    TransactionStatus, Transport, Unbound, frontend, md5_password,
+    TransactionStatus, Unbound, frontend, md5_password,
 };
 
 const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
@@ -73,6 +73,22 @@ impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
     }
+}
+
+/// What a login runs over, as far as it matters to what may be sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// A network where others may read along.
+    #[default]
+    Clear,
+    /// Nothing that leaves the machine: a Unix socket.
+    Private,
+    /// TLS.
+    Tls {
+        /// What the login can be tied to: [`tls_server_end_point`](super::tls_server_end_point) of
+        /// the server's certificate.
+        end_point: Option<Vec<u8>>,
+    },
 }
 
 /// What names a session to `CancelRequest`.

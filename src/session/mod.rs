@@ -18,6 +18,8 @@ mod advisory;
 mod books;
 mod canceller;
 mod connect;
+mod introduction;
+mod login;
 mod machine;
 #[cfg(test)]
 mod simulation;
@@ -113,7 +115,8 @@ impl Session {
 
     /// Connects with a comment that shows in `pg_stat_activity` what the session is for.
     pub(crate) async fn connect_for(config: &Config, comment: &str) -> Result<Self> {
-        let wire = connect::connect(config, comment).await?;
+        // Connecting takes far more room than what follows: callers' futures need not carry it.
+        let wire = Box::pin(connect::connect(config, comment)).await?;
         Ok(Self {
             place: Place::Here(Box::new(wire)),
             books: Books::default(),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::machine::{Action, Ask, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Address, Keepalive, Stream};
+use crate::net::{self, Route, Stream};
 use crate::protocol::{CancelKey, Connection};
 
 /// How long the server may take to end a session that was told to.
@@ -30,6 +30,8 @@ pub(super) struct Wire {
     cancel: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     /// Rings at the machine's next time or before: it is only set when it has to be earlier.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Whether TLS may hold back some of what was written.
+    unflushed: bool,
     /// Why nothing more can be sent. What the server had to say may still be read.
     send_error: Option<io::Error>,
 }
@@ -39,15 +41,22 @@ pub(super) struct Wire {
 pub(super) struct Peer {
     /// As the user names it.
     pub(super) name: Arc<str>,
-    pub(super) address: Address,
-    pub(super) keepalive: Keepalive,
+    pub(super) route: Route,
     pub(super) cancel_key: CancelKey,
 }
 
 impl Wire {
     pub(super) fn new(stream: Stream, connection: Connection, peer: Peer) -> Self {
         let machine = Machine::new(connection);
-        Self { stream, machine, peer, cancel: None, alarm: None, send_error: None }
+        Self {
+            stream,
+            machine,
+            peer,
+            cancel: None,
+            alarm: None,
+            unflushed: false,
+            send_error: None,
+        }
     }
 
     pub(super) fn peer_name(&self) -> &str {
@@ -76,8 +85,8 @@ impl Wire {
             match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
                 Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
                 Action::SendCancel => {
-                    let Peer { address, cancel_key, keepalive, .. } = self.peer.clone();
-                    self.cancel = Some(Box::pin(net::cancel(address, cancel_key, keepalive)));
+                    let Peer { route, cancel_key, .. } = self.peer.clone();
+                    self.cancel = Some(Box::pin(net::cancel(route, cancel_key)));
                 }
                 Action::Wait { until } => {
                     self.poll_send(cx);
@@ -142,6 +151,10 @@ impl Wire {
             match ready!(pin!(self.stream.read_buf(received)).poll(cx)) {
                 Ok(0) => return Poll::Ready(Ok(())),
                 Ok(_) => {}
+                // A server that was killed, or a proxy, ends the socket without ending TLS.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) => return Poll::Ready(Err(self.broken(error))),
             }
         }
@@ -155,7 +168,17 @@ impl Wire {
             match Pin::new(&mut self.stream).poll_write(cx, outgoing) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(0)) => self.send_error = Some(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => self.machine.connection().sent(count),
+                Poll::Ready(Ok(count)) => {
+                    self.machine.connection().sent(count);
+                    self.unflushed = self.stream.is_encrypted();
+                }
+                Poll::Ready(Err(error)) => self.send_error = Some(error),
+            }
+        }
+        if self.unflushed && self.send_error.is_none() {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.unflushed = false,
                 Poll::Ready(Err(error)) => self.send_error = Some(error),
             }
         }

@@ -1,6 +1,6 @@
 //! Logging in to a real server in each way that it may ask for.
 
-use pglock::{Config, Error, ErrorKind, Lock, Result};
+use pglock::{Config, Error, ErrorKind, Lock, Result, SslMode};
 use pglock_test_cluster::{Cluster, Role, Settings, role};
 
 const INVALID_PASSWORD: &str = "28P01";
@@ -29,8 +29,10 @@ async fn a_password_in_clear_text_goes_over_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_password_in_clear_text_goes_over_tcp_only_where_that_is_allowed() {
+async fn a_password_in_clear_text_goes_over_tls_or_where_that_is_allowed() {
     let mut config = config(&role::CLEARTEXT);
+    assert_locks(config.sslmode(SslMode::Require)).await;
+    config.sslmode(SslMode::Disable);
     let error = connect(&config).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
     // The server has not seen a password, or it would have let us in.

@@ -6,8 +6,7 @@
 mod verifier;
 mod x509;
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -20,60 +19,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::verifier::{CheckNames, Verifier};
+use crate::config::{Demand, Identity, Roots, TlsOptions, Versions};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
 /// that begin with TLS, and answer any other name with an alert in all.
 const ALPN: &[u8] = b"postgresql";
-
-/// What a configuration says about TLS.
-#[derive(Clone)]
-pub(crate) struct Options {
-    pub(crate) demand: Demand,
-    /// The certificate and the key with which this side shows who it is.
-    pub(crate) identity: Option<Identity>,
-    /// Whether to tell the server, and whoever reads along, which host is meant.
-    pub(crate) send_name: bool,
-    pub(crate) versions: Versions,
-    /// Takes the place of all the above.
-    pub(crate) client_config: Option<Arc<ClientConfig>>,
-}
-
-/// What is demanded of the server's certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Demand {
-    /// Nothing: anybody may be at the other end.
-    Nothing,
-    /// That one of the roots vouches for it.
-    Authority(Roots),
-    /// That one of the roots vouches for it, and that it is for the host.
-    Host(Roots),
-}
-
-/// Whose word counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Roots {
-    /// The certificates in this file.
-    File(PathBuf),
-    /// Those that the operating system trusts.
-    System,
-}
-
-/// The files of a client certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-/// Which versions of TLS to offer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Versions {
-    #[default]
-    Tls12AndTls13,
-    OnlyTls12,
-    OnlyTls13,
-}
 
 /// How connections to one host are encrypted.
 #[derive(Clone)]
@@ -84,14 +35,11 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// Reads the files that the options name.
-    pub(crate) fn new(options: &Options, host: &str) -> Result<Self> {
+    pub(crate) fn new(options: &TlsOptions, host: &str) -> Result<Self> {
         let server_name = ServerName::try_from(host.to_owned()).map_err(|error| {
             problem("the host's name is none that a certificate can have").with_source(error)
         })?;
-        let mut config = match &options.client_config {
-            Some(config) => ClientConfig::clone(config),
-            None => client_config(options)?,
-        };
+        let mut config = client_config(options)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self { config: Arc::new(config), server_name })
     }
@@ -123,12 +71,12 @@ pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
     connection.peer_certificates()?.first().map(AsRef::as_ref)
 }
 
-fn client_config(options: &Options) -> Result<ClientConfig> {
+fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
     let provider = Arc::new(provider());
     let verifier = match &options.demand {
         Demand::Nothing => Verifier::anyone(&provider),
-        Demand::Authority(roots) => roots.verifier(&provider, CheckNames::No)?,
-        Demand::Host(roots) => roots.verifier(&provider, CheckNames::Yes)?,
+        Demand::Authority(roots) => verifier(roots, &provider, CheckNames::No)?,
+        Demand::Host(roots) => verifier(roots, &provider, CheckNames::Yes)?,
     };
     let versions: &[_] = match options.versions {
         Versions::Tls12AndTls13 => &[&TLS13, &TLS12],
@@ -143,7 +91,7 @@ fn client_config(options: &Options) -> Result<ClientConfig> {
     let mut config = match &options.identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let (certificates, key) = identity.read()?;
+            let (certificates, key) = read_identity(identity)?;
             builder.with_client_auth_cert(certificates, key).map_err(|error| {
                 let message = format!("sslkey does not fit {}", identity.certificate.display());
                 problem(message).with_source(error)
@@ -167,25 +115,14 @@ fn provider() -> CryptoProvider {
     }
 }
 
-impl Roots {
-    fn verifier(&self, provider: &Arc<CryptoProvider>, names: CheckNames) -> Result<Verifier> {
-        let roots = match self {
-            Self::File(path) => certificates("sslrootcert", path)?,
-            Self::System => system_roots()?,
-        };
-        Verifier::roots(provider, roots, names).map_err(|error| {
-            problem(format!("no root certificate in {self} can be used")).with_source(error)
-        })
-    }
-}
-
-impl fmt::Display for Roots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::System => f.write_str("the system's store"),
-        }
-    }
+fn verifier(roots: &Roots, provider: &Arc<CryptoProvider>, names: CheckNames) -> Result<Verifier> {
+    let (certificates, place) = match roots {
+        Roots::File(path) => (certificates("sslrootcert", path)?, path.display().to_string()),
+        Roots::System => (system_roots()?, String::from("the system's store")),
+    };
+    Verifier::roots(provider, certificates, names).map_err(|error| {
+        problem(format!("no root certificate in {place} can be used")).with_source(error)
+    })
 }
 
 fn system_roots() -> Result<Vec<CertificateDer<'static>>> {
@@ -199,13 +136,12 @@ fn system_roots() -> Result<Vec<CertificateDer<'static>>> {
     Ok(found.certs)
 }
 
-impl Identity {
-    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-        check_private(&self.key)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|error| unreadable("sslkey", &self.key).with_source(error))?;
-        Ok((certificates("sslcert", &self.certificate)?, key))
-    }
+fn read_identity(
+    identity: &Identity,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let key = PrivateKeyDer::from_pem_file(&identity.key)
+        .map_err(|error| unreadable("sslkey", &identity.key).with_source(error))?;
+    Ok((certificates("sslcert", &identity.certificate)?, key))
 }
 
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -216,26 +152,6 @@ fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'stat
         return Err(unreadable(parameter, path));
     }
     Ok(certificates)
-}
-
-/// As libpq, refuses a key that others may read: only its owner, or a group if it is root's.
-#[cfg(unix)]
-fn check_private(key: &Path) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-
-    let metadata =
-        std::fs::metadata(key).map_err(|error| unreadable("sslkey", key).with_source(error))?;
-    let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
-    if metadata.mode() & others != 0 {
-        let path = key.display();
-        return Err(problem(format!("sslkey: others may read {path}; change its mode to 0600")));
-    }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn check_private(_: &Path) -> Result<()> {
-    Ok(())
 }
 
 fn unreadable(parameter: &str, path: &Path) -> Error {

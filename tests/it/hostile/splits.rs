@@ -15,12 +15,7 @@ use crate::scripted::{
 const NONCE: [u8; 18] = [7; 18];
 
 fn connection() -> Connection {
-    let credentials = Credentials {
-        user: String::from(USER),
-        password: Some(String::from(PASSWORD)),
-        cleartext_permitted: false,
-        nonce: NONCE,
-    };
+    let credentials = Credentials::new(String::from(USER), Some(String::from(PASSWORD)), NONCE);
     Connection::new(credentials, &[])
 }
 

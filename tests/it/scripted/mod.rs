@@ -21,7 +21,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pglock::{Config, Lock, Result, Session};
+use pglock::{Config, Lock, Result, Session, SslMode};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -318,6 +318,7 @@ impl Backend {
             .port(self.port)
             .user(USER)
             .password(PASSWORD)
+            .sslmode(SslMode::Disable)
             .connect_timeout(Duration::from_secs(15));
         config
     }

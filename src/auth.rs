@@ -221,27 +221,11 @@ pub enum ChannelBindingPolicy {
     /// If there is TLS and the server offers it. The default, as in libpq.
     ///
     /// A certificate that nothing can be tied to (see
-    /// [`tls_server_end_point`](super::tls_server_end_point)) is no obstacle here; libpq fails on it.
+    /// [`tls_server_end_point`](crate::protocol::tls_server_end_point)) is no obstacle here; libpq fails on it.
     #[default]
     Prefer,
     /// Always: any other login is refused, before anything secret is sent.
     Require,
-}
-
-/// What a login runs over, as far as it matters to what may be sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
-    /// A network where others may read along.
-    #[default]
-    Clear,
-    /// Nothing that leaves the machine: a Unix socket.
-    Private,
-    /// TLS.
-    Tls {
-        /// What the login can be tied to: [`tls_server_end_point`](super::tls_server_end_point) of
-        /// the server's certificate.
-        end_point: Option<Vec<u8>>,
-    },
 }
 
 #[cfg(test)]

@@ -1,0 +1,227 @@
+//! What is said once after the login: settings are made, and the server says what it is.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::future::poll_fn;
+use std::time::Duration;
+
+use super::machine::{Ask, Outcome, Row};
+use super::wire::Wire;
+use crate::config::{KeepaliveWishes, Resolved};
+use crate::error::{Error, ErrorKind, Result, ServerError};
+use crate::net::Keepalive;
+use crate::protocol::ServerIdentity;
+
+/// How often the server looks whether the client of a waiting request is still there, so that the
+/// request of a process that died leaves the queue.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a server is not fit to hold locks.
+pub(super) enum Unfit {
+    /// It is a standby: another server of the list may be the primary.
+    Standby,
+    /// For a reason that another server will not mend.
+    Always(Error),
+}
+
+impl From<Error> for Unfit {
+    fn from(error: Error) -> Self {
+        Self::Always(error)
+    }
+}
+
+/// Makes the session safe to hold locks, and finds out whether it can be.
+pub(super) async fn introduce(
+    wire: &mut Wire,
+    config: &Resolved,
+    comment: &str,
+    server: &ServerIdentity,
+) -> Result<(), Unfit> {
+    if server.in_hot_standby == Some(true) {
+        return Err(Unfit::Standby);
+    }
+    let version = server.server_version.as_deref().and_then(major_version);
+    let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
+    let row = match ask(wire, introduction(config, &settings, comment)).await? {
+        Ok(row) => row,
+        // A server on a system that cannot watch its clients' sockets refuses this one setting.
+        Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
+            settings.retain(|(name, _)| *name != CLIENT_CHECK);
+            ask(wire, introduction(config, &settings, comment)).await?.map_err(unprepared)?
+        }
+        Err(error) => return Err(unprepared(error).into()),
+    };
+    let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
+    refuse_strangers(values.next().unwrap_or_default())?;
+    // Whatever is not a clear no counts as a yes.
+    if values.next() != Some("false") {
+        return Err(Unfit::Standby);
+    }
+    refuse_poolers(values.next().unwrap_or_default(), server.cancel_key.process_id())?;
+    Ok(())
+}
+
+async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
+    wire.ask(Ask::Query(sql))?;
+    let outcome = poll_fn(|cx| wire.poll_outcome(cx)).await;
+    match outcome.map_err(Error::while_connecting)? {
+        Outcome::Row(row) => Ok(Ok(row)),
+        Outcome::Failed(error) => Ok(Err(error)),
+        Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => {
+            Err(Error::new(ErrorKind::Protocol, "the server did not introduce itself"))
+        }
+    }
+}
+
+fn unprepared(error: ServerError) -> Error {
+    Error::new(ErrorKind::Unsupported, "the server refused the settings that a lock needs")
+        .with_server(error)
+}
+
+const INVALID_PARAMETER_VALUE: &str = "22023";
+const CLIENT_CHECK: &str = "client_connection_check_interval";
+
+type Setting = (&'static str, String);
+
+/// What a session that holds or waits for locks needs to be set, on a server of this major version.
+///
+/// The defaults of a role or a database may end the session or its waits: such timeouts are reset. A
+/// host that vanished keeps its lock until the server notices, by default for about two hours: the
+/// server is told to look more often.
+fn settings(version: u32, orphan_timeout: Duration) -> Vec<Setting> {
+    let keepalive = server_keepalive(orphan_timeout);
+    let off = || String::from("0");
+    [
+        (0, "statement_timeout", off()),
+        (0, "lock_timeout", off()),
+        (0, "idle_in_transaction_session_timeout", off()),
+        (14, "idle_session_timeout", off()),
+        (17, "transaction_timeout", off()),
+        (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
+        (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
+        (0, "tcp_keepalives_count", keepalive.probes.to_string()),
+        (12, "tcp_user_timeout", orphan_timeout.as_millis().to_string()),
+        (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
+    ]
+    .into_iter()
+    .filter(|(since, ..)| *since <= version)
+    .map(|(_, name, value)| (name, value))
+    .collect()
+}
+
+/// The query that is sent after the login: makes the settings, and asks the server what it is.
+///
+/// The caller's own settings come first: those that a lock needs have the last word.
+fn introduction(config: &Resolved, settings: &[Setting], comment: &str) -> String {
+    let mut sql = format!(
+        "/* pglock {comment} */ SELECT version(), pg_is_in_recovery()::text, pg_backend_pid()"
+    );
+    let theirs = config.settings.iter().map(|(name, value)| (name.as_str(), value));
+    for (name, value) in theirs.chain(settings.iter().map(|(name, value)| (*name, value))) {
+        // Writing to a String cannot fail. Names have nothing in them to quote.
+        let _ = write!(sql, ", set_config('{name}', {}, false)", quoted(value));
+    }
+    sql
+}
+
+/// A text as a constant of SQL, however the server is set to read backslashes.
+fn quoted(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+}
+
+/// When the server counts a silent client as gone: within `orphan_timeout`.
+fn server_keepalive(orphan_timeout: Duration) -> Keepalive {
+    let seconds = orphan_timeout.as_secs();
+    keepalive((seconds / 3).max(1), (seconds / 6).max(1), 3)
+}
+
+/// When this side counts a silent server as gone: sooner than the server does, so that the holder of a
+/// lock knows first. What the caller wishes counts as far as it is no later.
+pub(super) fn client_keepalive(orphan_timeout: Duration, wishes: &KeepaliveWishes) -> Keepalive {
+    let seconds = orphan_timeout.as_secs();
+    let latest = keepalive((seconds / 6).max(1), (seconds / 12).max(1), 2);
+    let asked_for = Keepalive {
+        idle: wishes.idle.unwrap_or(latest.idle),
+        interval: wishes.interval.unwrap_or(latest.interval),
+        probes: wishes.probes.unwrap_or(latest.probes),
+        acknowledgement: latest.acknowledgement,
+    };
+    let probing = if asked_for.patience() <= latest.patience() { asked_for } else { latest };
+    let acknowledgement = wishes.user_timeout.unwrap_or(latest.acknowledgement);
+    Keepalive { acknowledgement: acknowledgement.min(latest.acknowledgement), ..probing }
+}
+
+fn keepalive(idle: u64, interval: u64, probes: u32) -> Keepalive {
+    let [idle, interval] = [idle, interval].map(Duration::from_secs);
+    Keepalive { idle, interval, probes, acknowledgement: idle + interval * probes }
+}
+
+fn major_version(server_version: &str) -> Option<u32> {
+    let digits = server_version.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+/// Some servers speak the protocol and have the functions, but no locks behind them.
+fn refuse_strangers(version: &str) -> Result<()> {
+    if version.starts_with("PostgreSQL") && !version.contains("Redshift") {
+        return Ok(());
+    }
+    let name: Cow<'_, str> = version.chars().take(40).collect();
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "the server calls itself {name:?}; only PostgreSQL's own advisory locks are trusted"
+        ),
+    ))
+}
+
+/// The process that answers must be the one that was logged in to. A pooler makes up process ids of
+/// its own, and may give the process, with the locks that it holds, to another client.
+fn refuse_poolers(backend_pid: &str, process_id: i32) -> Result<()> {
+    if backend_pid.parse() == Ok(process_id) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        "a connection pooler stands before the server, and may share one session's locks among its \
+         clients; connect to the server directly",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_notices_a_silent_network_before_the_server_frees_the_lock() {
+        for seconds in 4..=86_400 {
+            let orphan_timeout = Duration::from_secs(seconds);
+            let server = server_keepalive(orphan_timeout).patience();
+            let client = client_keepalive(orphan_timeout, &KeepaliveWishes::default()).patience();
+            assert!(server <= orphan_timeout, "{seconds} s: the server waits {server:?}");
+            assert!(client < server, "{seconds} s: the client waits {client:?} of {server:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_known_by_its_first_number() {
+        for (text, version) in [
+            ("15.4 (Debian 15.4-1)", Some(15)),
+            ("9.6.24", Some(9)),
+            ("18beta1", Some(18)),
+            ("unknown", None),
+        ] {
+            assert_eq!(major_version(text), version, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_settings_that_the_version_has_are_made() {
+        let names = |version| -> Vec<_> {
+            settings(version, Duration::from_secs(30)).into_iter().map(|(name, _)| name).collect()
+        };
+        assert!(!names(13).contains(&"idle_session_timeout"));
+        assert!(names(14).contains(&"idle_session_timeout"));
+        assert!(names(17).contains(&"transaction_timeout"));
+    }
+}
