@@ -89,7 +89,7 @@ impl Settings {
     /// The password stands in the string as it is, and after the string comes what the fuzzer likes.
     /// There may be a mistake that is reported, but the password is not.
     fn check_written_badly(&self, input: Input<'_>) {
-        let rest = String::from_utf8_lossy(input.rest()).replace(SECRET, "");
+        let rest = without_secret(&String::from_utf8_lossy(input.rest()));
         for string in [self.url(&Self::untouched), self.keyword_values(&Self::untouched)] {
             for string in [format!("{string}{rest}"), string] {
                 if let Err(error) = string.parse::<Config>() {
@@ -163,7 +163,12 @@ fn text(input: &mut Input<'_>) -> String {
 }
 
 fn public_text(input: &mut Input<'_>) -> String {
-    text(input).replace(SECRET, "")
+    without_secret(&text(input))
+}
+
+/// Takes the secret's first letter away, and what could stand for it in a URL.
+fn without_secret(text: &str) -> String {
+    text.replace(['X', '%'], "x")
 }
 
 fn percent_encoded(value: &str) -> String {

@@ -201,6 +201,9 @@ fn transaction_status(fields: &mut Fields<'_>) -> Result<TransactionStatus, Prot
     }
 }
 
+/// Most columns that a result of PostgreSQL can have.
+const COLUMNS_MAX: usize = 1_664;
+
 /// What follows a column's name in a `RowDescription`: table, column number, type, size, modifier
 /// and format.
 const COLUMN_DETAIL_BYTES: usize = 4 + 2 + 4 + 2 + 4 + 2;
@@ -315,9 +318,12 @@ impl<'a> Fields<'a> {
         self.array().map(i32::from_be_bytes)
     }
 
-    /// The number of items that follow, refused if the body is too short for so many.
+    /// The number of columns that follow, refused if the body is too short for so many.
     fn count(&mut self, item_bytes_min: usize) -> Result<usize, ProtocolError> {
         let count = usize::from(self.array().map(u16::from_be_bytes)?);
+        if count > COLUMNS_MAX {
+            return Err(self.invalid("number of columns"));
+        }
         if self.rest.len() / item_bytes_min < count {
             return Err(ProtocolError::UnexpectedEnd { tag: self.tag });
         }
@@ -457,11 +463,21 @@ mod tests {
     #[test]
     fn announced_counts_allocate_nothing_that_is_not_there() {
         for (tag, body) in
-            [(b'D', &b"\xff\xff"[..]), (b'T', b"\xff\xff"), (b'v', b"\0\x03\0\0\xff\xff\xff\xff")]
+            [(b'D', &b"\x06\x80"[..]), (b'T', b"\x06\x80"), (b'v', b"\0\x03\0\0\xff\xff\xff\xff")]
         {
             let refused = BackendMessage::decode(tag, body);
             assert_eq!(refused, Err(ProtocolError::UnexpectedEnd { tag }));
         }
+    }
+
+    #[test]
+    fn a_result_has_no_more_columns_than_postgresql_can_give() {
+        let row = |columns: u16| {
+            [&columns.to_be_bytes()[..], &vec![0xff; 4 * usize::from(columns)]].concat()
+        };
+        assert!(BackendMessage::decode(b'D', &row(1_664)).is_ok());
+        let refused = BackendMessage::decode(b'D', &row(1_665)).unwrap_err();
+        assert_eq!(refused, ProtocolError::InvalidField { tag: b'D', field: "number of columns" });
     }
 
     #[test]
