@@ -53,7 +53,8 @@
 //!   demanded.
 //! - A process that is frozen while its host lives keeps its locks. Where it must not write after it
 //!   wakes, take a [`Fence`].
-//! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled.
+//! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
+//!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running.
 
 mod auth;
 mod config;

@@ -11,8 +11,9 @@ use crate::session::{Canceller, Session};
 
 /// A lock on one key, with a connection of its own.
 ///
-/// It starts no task and asks the server once for each acquisition and release. A program that needs
-/// many keys at a time puts them on one [`Session`].
+/// It asks the server once for each acquisition and release, and starts no task, unless a future is
+/// dropped while its request is at the server. A program that needs many keys at a time puts them on
+/// one [`Session`].
 ///
 /// Locks stack: what was locked twice is released by the second unlock. Exclusive and shared count
 /// apart.

@@ -1,5 +1,6 @@
 use pglock::protocol::{
     BODY_BYTES_MAX, BackendMessage, Connection, Credentials, Event, ProtocolError,
+    RESULT_BODY_BYTES_MAX,
 };
 
 /// The decoder: the first byte is a message's type and the rest its body. Then the same bytes as a
@@ -36,7 +37,7 @@ fn stream(mut bytes: &[u8]) {
         }
         let expected = expected_event(&mut bytes);
         assert_eq!(connection.poll_event(), expected);
-        if !matches!(expected, Ok(Some(Event::Progress))) {
+        if !matches!(expected, Ok(Some(Event::Progress | Event::Noticed(_)))) {
             return;
         }
     }
@@ -59,15 +60,18 @@ fn expected_event<'a>(stream: &mut &'a [u8]) -> Result<Option<Event<'a>>, Protoc
     let Some((&[tag, a, b, c, d], rest)) = stream.split_first_chunk() else { return Ok(None) };
     let length = u32::from_be_bytes([a, b, c, d]);
     let body_bytes = usize::try_from(length).ok().and_then(|length| length.checked_sub(4));
-    let Some(body_bytes) = body_bytes.filter(|&bytes| bytes <= BODY_BYTES_MAX) else {
+    let most =
+        if matches!(tag, b'A' | b'E' | b'N') { BODY_BYTES_MAX } else { RESULT_BODY_BYTES_MAX };
+    let Some(body_bytes) = body_bytes.filter(|&bytes| bytes <= most) else {
         return Err(ProtocolError::BadLength { tag, length });
     };
     let Some((body, rest)) = rest.split_at_checked(body_bytes) else { return Ok(None) };
     *stream = rest;
     match BackendMessage::decode(tag, body)? {
-        BackendMessage::NoticeResponse(_)
-        | BackendMessage::ParameterStatus { .. }
-        | BackendMessage::NotificationResponse { .. } => Ok(Some(Event::Progress)),
+        BackendMessage::NoticeResponse(notice) => Ok(Some(Event::Noticed(notice))),
+        BackendMessage::ParameterStatus { .. } | BackendMessage::NotificationResponse { .. } => {
+            Ok(Some(Event::Progress))
+        }
         BackendMessage::ErrorResponse(error) => Ok(Some(Event::Ended(error))),
         other => Err(ProtocolError::UnexpectedMessage {
             message: other.name(),

@@ -377,7 +377,7 @@ impl Session {
 impl From<Event<'_>> for Seen {
     fn from(event: Event<'_>) -> Self {
         match event {
-            Event::Progress => Self::Progress,
+            Event::Progress | Event::Noticed(_) => Self::Progress,
             Event::Deriving => Self::Deriving,
             Event::LoggedIn(identity) => Self::LoggedIn(identity),
             Event::Row(values) => {

@@ -393,8 +393,9 @@ impl Config {
         self
     }
 
-    /// How long connecting to one address may take, from looking up the name to the end of the login.
-    /// 30 seconds by default; zero means no limit. With several hosts or addresses, each has as long.
+    /// How long connecting to one address may take, from dialling until the session is ready to lock.
+    /// 30 seconds by default; zero means no limit. Each address of each host has as long, and so has
+    /// looking up a name.
     pub fn connect_timeout(&mut self, limit: Duration) -> &mut Self {
         self.connect_timeout = (!limit.is_zero()).then_some(limit);
         self

@@ -25,8 +25,8 @@ use crate::protocol::CancelKey;
 use crate::protocol::{SslReply, frontend};
 pub(crate) use stream::Stream;
 
-/// How long a `CancelRequest` may take from dialling to the end of its socket.
-const CANCEL_WITHIN: Duration = Duration::from_secs(5);
+/// How long the socket of a `CancelRequest` may take to open before another is tried.
+const OPEN_FOR_CANCEL_WITHIN: Duration = Duration::from_secs(3);
 
 /// One place where a server can be dialled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,14 +211,17 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
 /// this socket after it has sent the signal.
 ///
 /// Whatever else ends the socket counts as done too. The caller finds out from the session whether the
-/// signal had its effect, and asks again if not.
+/// signal had its effect, and asks again if not. Once the request is out, nothing but the end of the
+/// socket says that no signal will come any more, so there is no limit to that: the caller's patience
+/// is the limit.
 pub(crate) async fn cancel(route: Route, key: CancelKey) {
-    // Every outcome means the same to the caller.
-    let _ = tokio::time::timeout(CANCEL_WITHIN, request_cancel(&route, &key)).await;
+    if let Ok(Ok(stream)) = tokio::time::timeout(OPEN_FOR_CANCEL_WITHIN, route.open()).await {
+        // Every outcome means the same to the caller.
+        let _ = request_cancel(stream, &key).await;
+    }
 }
 
-async fn request_cancel(route: &Route, key: &CancelKey) -> io::Result<()> {
-    let mut stream = route.open().await.map_err(io::Error::other)?;
+async fn request_cancel(mut stream: Stream, key: &CancelKey) -> io::Result<()> {
     let mut request = BytesMut::with_capacity(16);
     key.cancel_request(&mut request);
     stream.write_all(&request).await?;

@@ -49,8 +49,10 @@ enum Answer {
 /// What a backend's message means for whoever drives the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// Something that asks for nothing: a step of the login, a notice, a changed parameter.
+    /// Something that asks for nothing: a step of the login, a changed parameter.
     Progress,
+    /// The server warns or informs.
+    Noticed(ServerError),
     /// The password is being prepared. Polling again goes on with it; an asynchronous caller yields
     /// in between.
     Deriving,
@@ -233,11 +235,10 @@ fn session_event<'a>(
     message: BackendMessage<'a>,
 ) -> Result<Event<'a>, ProtocolError> {
     match (&mut *phase, message) {
+        (_, BackendMessage::NoticeResponse(notice)) => Ok(Event::Noticed(notice)),
         (
             _,
-            BackendMessage::NoticeResponse(_)
-            | BackendMessage::ParameterStatus { .. }
-            | BackendMessage::NotificationResponse { .. },
+            BackendMessage::ParameterStatus { .. } | BackendMessage::NotificationResponse { .. },
         )
         | (
             Phase::Busy { request: Request::Query, answer: Answer::Pending },

@@ -6,8 +6,12 @@ use bytes::{Buf, BytesMut};
 
 use super::{BackendMessage, ProtocolError};
 
-/// Longest backend message body accepted, in bytes. All that this client asks for is far smaller.
+/// Longest backend message body accepted, in bytes: for what a server says in its own words.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Longest body accepted of what this client asks for, in bytes. All of it is far smaller; decoded, it
+/// takes several times as much memory.
+pub const RESULT_BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Longest body accepted before the login is complete, in bytes, but for errors.
 const LOGIN_BODY_BYTES_MAX: usize = 2_000;
@@ -119,7 +123,8 @@ impl Frames {
             (false, b'E') => LOGIN_ERROR_BODY_BYTES_MAX,
             // The last two are lists that belong to the login, whenever they come.
             (false, _) | (true, b'R' | b'v') => LOGIN_BODY_BYTES_MAX,
-            (true, _) => BODY_BYTES_MAX,
+            (true, b'E' | b'N' | b'A') => BODY_BYTES_MAX,
+            (true, _) => RESULT_BODY_BYTES_MAX,
         };
         usize::try_from(length)
             .ok()
@@ -156,7 +161,7 @@ mod tests {
             (5 + (1 << 20), false),
             (u32::MAX, false),
         ] {
-            let mut frames = frames(&[&b"C"[..], &length.to_be_bytes()].concat());
+            let mut frames = frames(&[&b"N"[..], &length.to_be_bytes()].concat());
             assert_eq!(
                 !matches!(frames.next(), Err(ProtocolError::BadLength { .. })),
                 valid,

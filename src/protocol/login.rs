@@ -27,6 +27,9 @@ use super::{
 
 const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
+/// Most of the server's version that is kept, in bytes: it begins with the number.
+const VERSION_BYTES_MAX: usize = 64;
+
 /// Rounds of the password's derivation in one step: about half a millisecond of one core.
 const ROUNDS_PER_STEP: u32 = 4_096;
 
@@ -341,6 +344,7 @@ impl Login {
     fn note_parameter(&mut self, name: &[u8], value: &[u8]) {
         match name {
             b"server_version" => {
+                let value = value.get(..VERSION_BYTES_MAX).unwrap_or(value);
                 self.server_version = Some(String::from_utf8_lossy(value).into_owned());
             }
             b"in_hot_standby" => self.in_hot_standby = Some(value == b"on"),

@@ -72,7 +72,7 @@ pub use backend::{Authentication, BackendMessage, TransactionStatus};
 pub use certificate::tls_server_end_point;
 pub use connection::{Connection, Event, NotReady};
 pub use error::{ProtocolError, Unbound};
-pub use frames::BODY_BYTES_MAX;
+pub use frames::{BODY_BYTES_MAX, RESULT_BODY_BYTES_MAX};
 pub use login::{CancelKey, Credentials, ServerIdentity, Transport};
 pub use md5::md5_password;
 pub use saslprep::saslprep;

@@ -100,10 +100,13 @@ impl Signal {
             return None;
         }
         state.phase = Phase::Asked;
-        if let Some(waiter) = state.waiter.take() {
+        let (wait, waiter) = (state.wait, state.waiter.take());
+        // Waking runs code that is not ours, which may come back here.
+        drop(state);
+        if let Some(waiter) = waiter {
             waiter.wake();
         }
-        Some(state.wait)
+        Some(wait)
     }
 
     fn is_asked(&self, wait: u64) -> bool {
@@ -143,8 +146,9 @@ impl Drop for Cancellable {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.phase = Phase::NoWait;
-        state.waiter = None;
+        let waiter = state.waiter.take();
         drop(state);
+        drop(waiter);
         self.0.ended.notify_waiters();
     }
 }

@@ -49,6 +49,10 @@ pub(super) async fn introduce(
             settings.retain(|(name, _)| *name != CLIENT_CHECK);
             ask(wire, introduction(config, &settings, comment)).await?.map_err(unprepared)?
         }
+        // The very timeout that is being reset may end this query, if it is a millisecond or so.
+        Err(error) if error.sqlstate() == QUERY_CANCELED => {
+            ask(wire, introduction(config, &settings, comment)).await?.map_err(unprepared)?
+        }
         Err(error) => return Err(unprepared(error).into()),
     };
     let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
@@ -78,6 +82,7 @@ fn unprepared(error: ServerError) -> Error {
         .with_server(error)
 }
 
+const QUERY_CANCELED: &str = "57014";
 const INVALID_PARAMETER_VALUE: &str = "22023";
 const CLIENT_CHECK: &str = "client_connection_check_interval";
 
@@ -163,7 +168,8 @@ fn major_version(server_version: &str) -> Option<u32> {
 
 /// Some servers speak the protocol and have the functions, but no locks behind them.
 fn refuse_strangers(version: &str) -> Result<()> {
-    if version.starts_with("PostgreSQL") && !version.contains("Redshift") {
+    let foreign = ["Redshift", "-YB-"].iter().any(|mark| version.contains(mark));
+    if version.starts_with("PostgreSQL") && !foreign {
         return Ok(());
     }
     let name: Cow<'_, str> = version.chars().take(40).collect();
@@ -200,6 +206,20 @@ mod tests {
             let client = client_keepalive(orphan_timeout, &KeepaliveWishes::default()).patience();
             assert!(server <= orphan_timeout, "{seconds} s: the server waits {server:?}");
             assert!(client < server, "{seconds} s: the client waits {client:?} of {server:?}");
+        }
+    }
+
+    #[test]
+    fn only_postgresql_is_trusted() {
+        for (version, trusted) in [
+            ("PostgreSQL 15.4 (Debian 15.4-1) on x86_64-pc-linux-gnu", true),
+            ("PostgreSQL 16.2 (EnterpriseDB Advanced Server 16.2.0)", true),
+            ("CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)", false),
+            ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.12103", false),
+            ("PostgreSQL 11.2-YB-2.18.0.0-b0 on x86_64-pc-linux-gnu", false),
+            ("", false),
+        ] {
+            assert_eq!(refuse_strangers(version).is_ok(), trusted, "{version}");
         }
     }
 

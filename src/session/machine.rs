@@ -49,6 +49,8 @@ const CANCEL_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
 const UNLOCKS_MAX: u32 = 5;
 
 const QUERY_CANCELED: &str = "57014";
+/// What the codes of this kind begin with: shutdowns, crashes, timeouts of idle sessions.
+const OPERATOR_INTERVENTION: &str = "57P";
 
 /// What a caller wants of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,9 +63,17 @@ pub(crate) enum Ask {
     Unlock(LockId),
     /// Runs a query that has one row.
     Query(String),
-    /// Runs a query that has one row, without which the lock, just acquired, is of no use: if the
-    /// query fails or its caller gives up, the lock is released.
-    Complete(LockId, String),
+    /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
+    Fence { lock: LockId, held: Held, sql: String },
+}
+
+/// Whether a lock is in the books already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// It was acquired just now, and without a token it is of no use: it is released.
+    Newly,
+    /// Whatever becomes of the token, it stays held.
+    Before,
 }
 
 /// What became of it.
@@ -115,6 +125,7 @@ pub(crate) enum Loss {
 pub(crate) struct Machine {
     connection: Connection,
     state: State,
+    last_words: Option<ServerError>,
 }
 
 #[derive(Debug)]
@@ -133,13 +144,16 @@ struct Asked {
     answer: Option<Answer>,
     /// When the server has to have answered, unless the request is a wait.
     answer_by: Instant,
+    /// How long that is.
+    patience: Duration,
+    /// Whether anybody waits for the outcome.
     wanted: bool,
 }
 
-/// A wait is being withdrawn.
+/// A wait, for a lock or for the standbys of a token, is being withdrawn.
 #[derive(Debug)]
 struct Withdrawing {
-    lock: LockId,
+    ask: Ask,
     answer: Option<Answer>,
     cancel: Cancel,
     cancel_again_after: Duration,
@@ -196,11 +210,17 @@ enum Answer {
 impl Machine {
     /// Takes over a connection whose login is complete.
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, state: State::Idle }
+        Self { connection, state: State::Idle, last_words: None }
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+
+    /// The last warning that the session may be about to end. A server that restarts because one of its
+    /// processes crashed says no more than that.
+    pub(crate) fn last_words(&mut self) -> Option<ServerError> {
+        self.last_words.take()
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -216,10 +236,15 @@ impl Machine {
             Ask::Lock(lock, _) => Function::Lock.call(*lock, &mut self.connection),
             Ask::TryLock(lock) => Function::TryLock.call(*lock, &mut self.connection),
             Ask::Unlock(lock) => Function::Unlock.call(*lock, &mut self.connection),
-            Ask::Query(sql) | Ask::Complete(_, sql) => self.connection.query(sql),
+            Ask::Query(sql) | Ask::Fence { sql, .. } => self.connection.query(sql),
         }?;
-        let answer_by = now + ANSWER_WITHIN;
-        self.state = State::Asked(Asked { ask, answer: None, answer_by, wanted: true });
+        self.state = State::Asked(Asked {
+            ask,
+            answer: None,
+            answer_by: now + ANSWER_WITHIN,
+            patience: ANSWER_WITHIN,
+            wanted: true,
+        });
         Ok(())
     }
 
@@ -279,6 +304,12 @@ impl Machine {
                 Event::Row(values) => Answer::Row(values.into_iter().map(text).collect()),
                 Event::Failed(error) => Answer::Failed(error),
                 Event::Ended(error) => return Err(Loss::Ended(error)),
+                Event::Noticed(notice) => {
+                    if notice.sqlstate().starts_with(OPERATOR_INTERVENTION) {
+                        self.last_words = Some(notice);
+                    }
+                    continue;
+                }
                 Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
             };
             let place = match &mut self.state {
@@ -310,18 +341,22 @@ impl Machine {
 
     /// Looks at the clock.
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
-        if let State::Asked(Asked { ask: Ask::Lock(_, Some(until)), .. }) = self.state {
-            if until <= now {
+        match self.state {
+            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), .. }) if until <= now => {
                 self.withdraw(Reason::OutOfTime, now);
             }
+            State::Asked(Asked { ask: Ask::Fence { .. }, answer_by, .. }) if answer_by <= now => {
+                self.withdraw(Reason::Unwanted, now);
+            }
+            _ => {}
         }
         match &mut self.state {
             State::Idle => Ok(Action::Wait { until: None }),
             State::Asked(Asked { ask: Ask::Lock(_, until), .. }) => {
                 Ok(Action::Wait { until: *until })
             }
-            State::Asked(Asked { answer_by, .. }) if *answer_by <= now => {
-                Err(Loss::Silent(ANSWER_WITHIN))
+            State::Asked(Asked { answer_by, patience, .. }) if *answer_by <= now => {
+                Err(Loss::Silent(*patience))
             }
             State::Asked(Asked { answer_by, .. }) => Ok(Action::Wait { until: Some(*answer_by) }),
             State::Withdrawing(Withdrawing { give_up_at, .. })
@@ -339,9 +374,11 @@ impl Machine {
     fn withdraw(&mut self, reason: Reason, now: Instant) {
         let give_up_at = now + SETTLE_WITHIN;
         match &mut self.state {
-            State::Asked(Asked { ask: Ask::Lock(lock, _), answer, .. }) => {
+            State::Asked(Asked {
+                ask: ask @ (Ask::Lock(..) | Ask::Fence { .. }), answer, ..
+            }) => {
                 self.state = State::Withdrawing(Withdrawing {
-                    lock: *lock,
+                    ask: ask.clone(),
                     answer: answer.take(),
                     cancel: Cancel::Due(now),
                     cancel_again_after: CANCEL_AGAIN_AFTER,
@@ -349,9 +386,10 @@ impl Machine {
                     reason,
                 });
             }
-            State::Asked(asked) if reason == Reason::Unwanted => {
+            State::Asked(asked) if reason == Reason::Unwanted && asked.wanted => {
                 asked.wanted = false;
                 asked.answer_by = asked.answer_by.min(give_up_at);
+                asked.patience = asked.patience.min(SETTLE_WITHIN);
             }
             State::Withdrawing(Withdrawing { reason: known, .. })
             | State::Settling(Settling { reason: known, .. })
@@ -399,17 +437,18 @@ impl Asked {
             (Ask::TryLock(lock), Answer::Bool(true)) => settle(lock, Outcome::NotAcquired),
             (Ask::TryLock(_), Answer::Bool(false)) => Next::Done(Outcome::NotAcquired),
             (
-                Ask::Lock(lock, _) | Ask::TryLock(lock) | Ask::Complete(lock, _),
+                Ask::Lock(lock, _)
+                | Ask::TryLock(lock)
+                | Ask::Fence { lock, held: Held::Newly, .. },
                 Answer::Failed(error),
             ) => settle(lock, Outcome::Failed(error)),
             (Ask::Unlock(_), Answer::Bool(true)) => Next::Done(Outcome::Released),
             (Ask::Unlock(lock), Answer::Bool(false)) => return Err(Loss::NotHeld(lock)),
             (Ask::Unlock(lock), Answer::Failed(_)) => settle(lock, Outcome::Released),
-            (Ask::Complete(lock, _), Answer::Row(_)) if !self.wanted => {
-                settle(lock, Outcome::NotAcquired)
+            (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => Next::Done(Outcome::Row(row)),
+            (Ask::Query(_) | Ask::Fence { .. }, Answer::Failed(error)) => {
+                Next::Done(Outcome::Failed(error))
             }
-            (Ask::Query(_) | Ask::Complete(..), Answer::Row(row)) => Next::Done(Outcome::Row(row)),
-            (Ask::Query(_), Answer::Failed(error)) => Next::Done(Outcome::Failed(error)),
             _ => return Err(unexpected_answer()),
         })
     }
@@ -430,16 +469,25 @@ impl Withdrawing {
     }
 
     fn answered(self) -> Result<Next, Loss> {
-        let outcome = match self.answer.ok_or_else(unexpected_answer)? {
-            Answer::Void if self.reason != Reason::Unwanted => {
+        let outcome = match (&self.ask, self.answer.ok_or_else(unexpected_answer)?) {
+            (Ask::Lock(..), Answer::Void) if self.reason != Reason::Unwanted => {
                 return Ok(Next::Done(Outcome::Acquired));
             }
-            Answer::Failed(error) if error.sqlstate() != QUERY_CANCELED => Outcome::Failed(error),
-            Answer::Void | Answer::Failed(_) => Outcome::NotAcquired,
-            Answer::Bool(_) | Answer::Row(_) => return Err(unexpected_answer()),
+            (_, Answer::Failed(error)) if error.sqlstate() != QUERY_CANCELED => {
+                Outcome::Failed(error)
+            }
+            // A token that was cancelled may have come without what it waited for.
+            (Ask::Lock(..), Answer::Void)
+            | (Ask::Fence { .. }, Answer::Row(_))
+            | (_, Answer::Failed(_)) => Outcome::NotAcquired,
+            _ => return Err(unexpected_answer()),
         };
-        let settling = Settling::new(self.lock, outcome, self.reason, self.give_up_at);
-        Ok(Next::Settle(settling))
+        let (lock, reason) = match self.ask {
+            Ask::Lock(lock, _) => (lock, self.reason),
+            Ask::Fence { lock, held: Held::Newly, .. } => (lock, Reason::Unwanted),
+            _ => return Ok(Next::Done(outcome)),
+        };
+        Ok(Next::Settle(Settling::new(lock, outcome, reason, self.give_up_at)))
     }
 }
 

@@ -38,7 +38,7 @@ use tokio::time::timeout_at;
 use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
-use self::machine::{Ask, Outcome};
+use self::machine::{Ask, Held, Outcome};
 use self::wire::{Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
@@ -163,8 +163,11 @@ impl Session {
     ///
     /// Dropping this future withdraws the request; a lock granted meanwhile is released. A task of
     /// its own does this, on the runtime on which the session was connected, and the session's next
-    /// call waits for it. If that runtime ends first, the socket is closed, and the server notices
-    /// within a second (PostgreSQL 14 and later) or at the end of the wait (earlier ones).
+    /// call waits for it. So that runtime has to go on running: one of a single thread that is left
+    /// (`block_on` has returned) leaves the request in the server's queue until it is entered again;
+    /// [`lock_timeout`](Session::lock_timeout) does not have that problem. If the runtime ends, the
+    /// socket is closed, and the server notices within a second (PostgreSQL 14 and later) or at the
+    /// end of the wait (earlier ones).
     pub async fn lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
         let lock = LockId { key: key.into(), mode };
         // Without a deadline, only a canceller ends a wait.
@@ -201,11 +204,14 @@ impl Session {
     /// lock is not free.
     ///
     /// The token costs a write to the server's log, and waits until that is on disk, and on the
-    /// standbys that the server is set to wait for.
+    /// standbys that the server is set to wait for: for 30 s at most. A process that is killed during
+    /// that last wait leaves its locks with the server until the standby is back, or until somebody
+    /// ends its session there.
     ///
     /// # Errors
     ///
-    /// As [`try_lock`](Session::try_lock). Without a token, the lock is not taken.
+    /// As [`try_lock`](Session::try_lock), and [`ErrorKind::Timeout`] if the token does not come in time.
+    /// Without a token, the lock is not taken.
     ///
     /// # Cancel safety
     ///
@@ -218,20 +224,26 @@ impl Session {
         let lock = LockId { key: key.into(), mode };
         self.ready().await?;
         if self.books.level(lock) > 0 {
-            return self.fence_again(lock).await.map(Some);
+            return self.fence(lock, Held::Before, None).await.map(Some);
         }
         let outcome = self.perform(Ask::TryLock(lock), None).await?;
-        if self.acquired(lock, outcome)? { self.fence(lock).await.map(Some) } else { Ok(None) }
+        if !self.acquired(lock, outcome)? {
+            return Ok(None);
+        }
+        self.fence(lock, Held::Newly, None).await.map(Some)
     }
 
     /// As [`lock`](Session::lock), with a fencing token taken after the lock.
     ///
     /// The token costs a write to the server's log, and waits until that is on disk, and on the
-    /// standbys that the server is set to wait for.
+    /// standbys that the server is set to wait for: for 30 s at most. A process that is killed during
+    /// that last wait leaves its locks with the server until the standby is back, or until somebody
+    /// ends its session there.
     ///
     /// # Errors
     ///
-    /// As [`lock`](Session::lock). Without a token, the lock is not taken.
+    /// As [`lock`](Session::lock), and [`ErrorKind::Timeout`] if the token does not come in time. Without
+    /// a token, the lock is not taken.
     ///
     /// # Cancel safety
     ///
@@ -241,13 +253,12 @@ impl Session {
         let wait = self.signal.as_ref().map(Signal::wait);
         self.ready_within(lock, None, wait.as_ref()).await?;
         if self.books.level(lock) > 0 {
-            return self.fence_again(lock).await;
+            return self.fence(lock, Held::Before, wait.as_ref()).await;
         }
-        if self.wait(lock, None, wait.as_ref()).await? {
-            self.fence(lock).await
-        } else {
-            Err(cancelled(lock))
+        if !self.wait(lock, None, wait.as_ref()).await? {
+            return Err(cancelled(lock));
         }
+        self.fence(lock, Held::Newly, wait.as_ref()).await
     }
 
     /// Takes one level off the lock, and releases it with the last one. When this returns, the next
@@ -314,16 +325,18 @@ impl Session {
     /// Dropping this future drops the work. The session keeps its locks.
     pub async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
         self.catch_up().await?;
-        let mut lost = pin!(self.lost());
         let mut work = pin!(work);
-        poll_fn(|cx| {
-            // The loss is looked for first: work that was done without the lock is no success.
-            if let Poll::Ready(error) = lost.as_mut().poll(cx) {
-                return Poll::Ready(Err(error));
-            }
-            work.as_mut().poll(cx).map(Ok)
-        })
-        .await
+        let done = {
+            let mut lost = pin!(self.lost());
+            poll_fn(|cx| match lost.as_mut().poll(cx) {
+                Poll::Ready(error) => Poll::Ready(Err(error)),
+                Poll::Pending => work.as_mut().poll(cx).map(Ok),
+            })
+            .await?
+        };
+        // Work that kept the thread busy may have outlived the lock: that is no success.
+        self.catch_up().await?;
+        Ok(done)
     }
 
     /// As [`hold`](Session::hold), for work that one key guards.
@@ -352,7 +365,7 @@ impl Session {
     ///
     /// Dropping this future closes the socket, upon which the server releases everything.
     pub async fn close(mut self) -> Result<()> {
-        self.ready().await?;
+        self.catch_up().await?;
         match self.place {
             Place::Here(wire) => wire.close().await,
             Place::Away(_) => Ok(()),
@@ -417,32 +430,27 @@ impl Session {
         }
     }
 
-    /// Takes a token for a lock that was acquired and is not in the books yet.
-    async fn fence(&mut self, lock: LockId) -> Result<Fence> {
-        let fence = self.query_fence(Ask::Complete(lock, Fence::query(lock.key)), lock).await?;
-        self.books.enter(lock);
-        Ok(fence)
-    }
-
-    /// Takes another token for a lock that is held, and adds a level to it.
-    async fn fence_again(&mut self, lock: LockId) -> Result<Fence> {
-        let fence = self.query_fence(Ask::Query(Fence::query(lock.key)), lock).await?;
-        self.books.stack(lock);
-        Ok(fence)
-    }
-
-    async fn query_fence(&mut self, ask: Ask, lock: LockId) -> Result<Fence> {
-        match self.perform(ask, None).await? {
-            Outcome::Row(row) => Fence::from_row(&row).ok_or_else(|| {
-                // Whatever this server is, a lock without a token must not stay behind.
-                let error = Error::new(
-                    ErrorKind::Protocol,
-                    "the server gave a position in its log that cannot be read",
-                );
-                self.gone(error.lost())
-            }),
+    /// Takes a token for a lock. One that is held already gets another level; one that was acquired
+    /// just now is entered into the books with the token, and released without.
+    async fn fence(
+        &mut self,
+        lock: LockId,
+        held: Held,
+        wait: Option<&Cancellable>,
+    ) -> Result<Fence> {
+        let ask = Ask::Fence { lock, held, sql: Fence::query(lock.key) };
+        match self.perform(ask, wait).await? {
+            Outcome::Row(row) => {
+                let fence = Fence::from_row(&row).ok_or_else(|| self.gone(unreadable_fence()))?;
+                match held {
+                    Held::Newly => self.books.enter(lock),
+                    Held::Before => _ = self.books.stack(lock),
+                }
+                Ok(fence)
+            }
             Outcome::Failed(error) => Err(self.refused(lock, error)),
-            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => Err(cancelled(lock)),
+            _ if wait.is_some_and(Cancellable::is_asked) => Err(cancelled(lock)),
+            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => Err(no_fence(lock)),
         }
     }
 
@@ -574,6 +582,21 @@ impl Drop for Attempt<'_> {
 fn cancelled(lock: LockId) -> Error {
     Error::new(ErrorKind::Cancelled, "the wait was cancelled")
         .context(format!("{} lock on key {}", lock.mode, lock.key))
+}
+
+fn no_fence(lock: LockId) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "no fencing token within 30 s, so the lock is not taken; is the server waiting for a \
+         synchronous standby?",
+    )
+    .context(format!("{} lock on key {}", lock.mode, lock.key))
+}
+
+/// Whatever this server is, a lock without a token must not stay behind: the session ends.
+fn unreadable_fence() -> Error {
+    Error::new(ErrorKind::Protocol, "the server gave a position in its log that cannot be read")
+        .lost()
 }
 
 fn not_held(lock: LockId) -> Error {

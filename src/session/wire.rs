@@ -188,18 +188,24 @@ impl Wire {
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<bool> {
         let received = self.machine.connection().received();
         match pin!(self.stream.read_buf(received)).poll(cx) {
-            Poll::Ready(Ok(0)) => Err(match self.send_error.take() {
-                Some(error) => self.broken(error),
-                None => {
-                    self.error(ErrorKind::Lost, "the server closed the connection without a reason")
-                }
-            }),
+            Poll::Ready(Ok(0)) => Err(self.ended()),
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(error)) => Err(self.broken(error)),
             Poll::Pending => match self.send_error.take() {
                 Some(error) => Err(self.broken(error)),
                 None => Ok(false),
             },
+        }
+    }
+
+    /// The server has closed the connection, and there is nothing more to read.
+    fn ended(&mut self) -> Error {
+        match (self.machine.last_words(), self.send_error.take()) {
+            (Some(warning), _) => self.lost(Loss::Ended(warning)),
+            (None, Some(error)) => self.broken(error),
+            (None, None) => {
+                self.error(ErrorKind::Lost, "the server closed the connection without a reason")
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod behaviour;
 mod cancel;
 mod cluster;
 mod examples;
+mod fences;
 mod hostile;
 mod processes;
 mod races;

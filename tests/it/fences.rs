@@ -1,0 +1,107 @@
+//! Fencing tokens: they rise, and a lock is not held without the token that was asked for.
+
+use std::time::Duration;
+
+use pglock::{ErrorKind, Mode};
+use pglock_test_cluster::{Settings, eventually};
+use tokio::time::timeout;
+
+use crate::stage::{Stage, poll_times, soon};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn tokens_rise_from_holder_to_holder() {
+    let stage = Stage::new();
+    let mut sessions = [stage.lock("alice").await, stage.lock("bob").await];
+    let mut tokens = Vec::new();
+    for turn in 0..20 {
+        let lock = &mut sessions[turn % 2];
+        tokens.push(lock.lock_fenced().await.unwrap());
+        lock.unlock().await.unwrap();
+    }
+    assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn a_busy_lock_gives_no_token() {
+    let stage = Stage::new();
+    let mut alice = stage.lock("alice").await;
+    let mut bob = stage.lock("bob").await;
+    let first = alice.try_lock_fenced().await.unwrap().unwrap();
+    assert_eq!(bob.try_lock_fenced().await.unwrap(), None);
+    // A further level gets a token of its own.
+    assert!(first < alice.try_lock_fenced().await.unwrap().unwrap());
+    assert_eq!(alice.level(Mode::Exclusive), 2);
+}
+
+#[tokio::test]
+async fn a_fenced_lock_can_be_dropped_at_every_point() {
+    let mut stage = Stage::new();
+    let mut alice = stage.lock("alice").await;
+    let mut polls = 0;
+    loop {
+        polls += 1;
+        let fence = soon(poll_times(polls, alice.lock_fenced())).await;
+        if let Some(fence) = fence {
+            fence.unwrap();
+            break;
+        }
+        assert_eq!(alice.level(Mode::Exclusive), 0, "dropped after {polls} polls");
+        // The next call waits until the dropped one is settled.
+        alice.lock_shared().await.unwrap();
+        assert_eq!(stage.locks(), ["alice holds shared"], "dropped after {polls} polls");
+        alice.unlock_shared().await.unwrap();
+    }
+    assert!(polls > 2, "the lock and the token are two requests");
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+}
+
+#[tokio::test]
+async fn a_token_rises_over_a_promotion() {
+    let mut cluster = Settings::new().start();
+    let before = {
+        let stage = Stage::on(&cluster);
+        stage.lock("alice").await.lock_fenced().await.unwrap()
+    };
+    cluster.become_standby();
+    cluster.promote();
+    let stage = Stage::on(&cluster);
+    let after = stage.lock("alice").await.lock_fenced().await.unwrap();
+    assert!(before < after, "{before} {after}");
+    assert!(before.timeline() < after.timeline(), "{before} {after}");
+}
+
+/// A commit waits for a standby that does not exist.
+#[tokio::test]
+async fn a_token_that_does_not_come_takes_no_lock() {
+    let cluster = Settings::new().start();
+    let mut admin = cluster.raw();
+    admin.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    admin.rows("SELECT pg_reload_conf()");
+    eventually("commits wait", SHORT * 100, || {
+        !admin.value("SHOW synchronous_standby_names").is_empty()
+    })
+    .await;
+    let mut stage = Stage::on(&cluster);
+    let mut alice = stage.lock("alice").await;
+    alice.lock_shared().await.unwrap();
+
+    assert!(timeout(SHORT, alice.lock_fenced()).await.is_err());
+    soon(alice.lock_shared()).await.unwrap();
+    assert_eq!(alice.level(Mode::Exclusive), 0);
+    assert_eq!(stage.locks(), ["alice holds shared"]);
+
+    let canceller = alice.canceller();
+    let cancelling = async {
+        let sync_rep = "the token is waited for";
+        eventually(sync_rep, SHORT * 100, || {
+            stage.activity("alice", "coalesce(wait_event, '')") == "SyncRep"
+        })
+        .await;
+        canceller.cancel().await;
+    };
+    let (fenced, ()) = soon(async { tokio::join!(alice.lock_fenced(), cancelling) }).await;
+    assert_eq!(fenced.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(stage.locks(), ["alice holds shared"]);
+}
