@@ -44,13 +44,16 @@
 //! - A standby, a connection pooler and a server that is not PostgreSQL are refused: their locks may
 //!   exclude nobody.
 //!
+//! # Features
+//!
+//! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
+//!   demands TLS is refused.
+//!
 //! # Limits
 //!
 //! - Keys belong to a database: the same key in two databases is two locks.
 //! - PostgreSQL 12 to 18. Before 14, a client that dies while it waits stays in the server's queue until
 //!   its turn comes.
-//! - The connection is not encrypted: this version has no TLS, and refuses to connect where it is
-//!   demanded.
 //! - A process that is frozen while its host lives keeps its locks. Where it must not write after it
 //!   wakes, take a [`Fence`].
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
