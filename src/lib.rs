@@ -70,7 +70,7 @@ mod net;
 pub mod protocol;
 mod session;
 
-pub use config::{Config, SslMode};
+pub use config::{Config, Pooler, SslMode};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use key::{Key, Mode};

@@ -16,6 +16,7 @@ mod libpq;
 mod options;
 mod parameters;
 mod passfile;
+mod pooler;
 mod resolve;
 mod service;
 mod ssl_mode;
@@ -35,6 +36,7 @@ use crate::auth::{AuthMethods, ChannelBindingPolicy};
 use crate::error::{Error, Result};
 
 pub(crate) use self::host::{Host, LoadBalance};
+pub use self::pooler::Pooler;
 #[cfg(feature = "tls")]
 pub(crate) use self::resolve::TlsOptions;
 pub(crate) use self::resolve::{Resolved, Server};
@@ -177,6 +179,7 @@ pub struct Config {
     tls: TlsWishes,
     channel_binding: ChannelBindingPolicy,
     require_auth: AuthMethods,
+    pooler: Pooler,
     allow_cleartext_password: bool,
     warnings: Vec<String>,
 }
@@ -220,6 +223,7 @@ impl Config {
             tls: TlsWishes::default(),
             channel_binding: ChannelBindingPolicy::default(),
             require_auth: AuthMethods::default(),
+            pooler: Pooler::default(),
             allow_cleartext_password: false,
             warnings: Vec::new(),
         }
@@ -393,6 +397,12 @@ impl Config {
         self
     }
 
+    /// How locks are held behind a connection pooler. [`Pooler::Auto`] by default.
+    pub fn pooler(&mut self, pooler: Pooler) -> &mut Self {
+        self.pooler = pooler;
+        self
+    }
+
     /// How long connecting to one address may take, from dialling until the session is ready to lock.
     /// 30 seconds by default; zero means no limit. Each address of each host has as long, and so has
     /// looking up a name.
@@ -465,6 +475,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("hosts", &self.hosts)
+            .field("pooler", &self.pooler)
             .field("addresses", &self.addresses)
             .field("ports", &self.ports)
             .field("load_balance_hosts", &self.load_balance_hosts)

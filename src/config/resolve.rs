@@ -10,7 +10,7 @@ use super::files::{self, Variables};
 use super::host::{Host, LoadBalance};
 use super::passfile::PasswordFile;
 use super::tls::{Demand, Identity, SslNegotiation, Versions};
-use super::{Config, KeepaliveWishes, Misfit, Problem, SslMode};
+use super::{Config, KeepaliveWishes, Misfit, Pooler, Problem, SslMode};
 
 /// A configuration that is checked and complete: all that connecting needs to know.
 ///
@@ -40,6 +40,7 @@ pub(crate) struct Resolved {
     pub(crate) channel_binding: ChannelBindingPolicy,
     pub(crate) require_auth: AuthMethods,
     pub(crate) allow_cleartext_password: bool,
+    pub(crate) pooler: Pooler,
 }
 
 /// One of the servers to try.
@@ -110,6 +111,7 @@ impl Config {
             channel_binding: self.channel_binding,
             require_auth: self.require_auth,
             allow_cleartext_password: self.allow_cleartext_password,
+            pooler: self.pooler,
         })
     }
 

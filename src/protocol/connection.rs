@@ -8,8 +8,9 @@
 //!     └──────────────────────┴──▶ Over ◀── a violation, FATAL, terminate
 //! ```
 //!
-//! A request is answered by a result or an error, and then `ReadyForQuery`; only after that may the
-//! next one be sent. Notices and changed parameters may come at any time after the login.
+//! A request is answered by results or an error, and then `ReadyForQuery`; only after that may the
+//! next one be sent. Notices and changed parameters may come at any time after the login. A transaction
+//! that is open between requests is an error, unless the caller opens some.
 
 use bytes::{Buf, BytesMut};
 
@@ -23,6 +24,13 @@ pub struct Connection {
     frames: Frames,
     out: BytesMut,
     phase: Phase,
+    transaction: Transaction,
+}
+
+/// What is known of transactions.
+struct Transaction {
+    status: TransactionStatus,
+    expected: bool,
 }
 
 enum Phase {
@@ -94,6 +102,7 @@ impl Connection {
             frames: Frames::default(),
             out,
             phase: Phase::Login(Box::new(Login::new(credentials))),
+            transaction: Transaction { status: TransactionStatus::Idle, expected: false },
         }
     }
 
@@ -120,6 +129,17 @@ impl Connection {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Idle)
+    }
+
+    /// Permits requests that open transactions and leave them open.
+    pub fn expect_transactions(&mut self) {
+        self.transaction.expected = true;
+    }
+
+    /// Whether a transaction is open, as the last `ReadyForQuery` had it.
+    #[must_use]
+    pub fn transaction_status(&self) -> TransactionStatus {
+        self.transaction.status
     }
 
     /// Sends a `FunctionCall`.
@@ -161,7 +181,8 @@ impl Connection {
     /// [`ProtocolError`] when the backend broke the protocol or the login failed on our side. Nothing
     /// can be asked afterwards, and the socket should be closed.
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
-        let event = next_event(&mut self.phase, &mut self.frames, &mut self.out);
+        let Self { phase, frames, out, transaction } = self;
+        let event = next_event(phase, frames, out, transaction);
         if matches!(event, Err(_) | Ok(Some(Event::Ended(_)))) {
             self.phase = Phase::Over;
         }
@@ -202,6 +223,7 @@ fn next_event<'a>(
     phase: &mut Phase,
     frames: &'a mut Frames,
     out: &mut BytesMut,
+    transaction: &mut Transaction,
 ) -> Result<Option<Event<'a>>, ProtocolError> {
     if let Phase::Login(login) = phase {
         if login.derive(out) {
@@ -225,13 +247,14 @@ fn next_event<'a>(
         }));
     }
     match frames.next()? {
-        Some(message) => session_event(phase, message).map(Some),
+        Some(message) => session_event(phase, transaction, message).map(Some),
         None => Ok(None),
     }
 }
 
 fn session_event<'a>(
     phase: &mut Phase,
+    transaction: &mut Transaction,
     message: BackendMessage<'a>,
 ) -> Result<Event<'a>, ProtocolError> {
     match (&mut *phase, message) {
@@ -239,10 +262,6 @@ fn session_event<'a>(
         (
             _,
             BackendMessage::ParameterStatus { .. } | BackendMessage::NotificationResponse { .. },
-        )
-        | (
-            Phase::Busy { request: Request::Query, answer: Answer::Pending },
-            BackendMessage::RowDescription(_),
         ) => Ok(Event::Progress),
         (Phase::Busy { answer, .. }, BackendMessage::ErrorResponse(error))
             if !error.ends_session() && *answer != Answer::Failed =>
@@ -270,11 +289,27 @@ fn session_event<'a>(
             *answer = Answer::Given;
             Ok(Event::Progress)
         }
+        // What opens or ends a transaction has several statements, each with a result of its own.
+        (
+            Phase::Busy {
+                request: Request::Query,
+                answer: answer @ (Answer::Pending | Answer::Given),
+            },
+            BackendMessage::RowDescription(_),
+        ) if *answer == Answer::Pending || transaction.expected => {
+            *answer = Answer::Pending;
+            Ok(Event::Progress)
+        }
+        (
+            Phase::Busy { request: Request::Query, answer: Answer::Given },
+            BackendMessage::CommandComplete { .. },
+        ) if transaction.expected => Ok(Event::Progress),
         (
             Phase::Busy { answer: Answer::Given | Answer::Failed, .. },
-            BackendMessage::ReadyForQuery(TransactionStatus::Idle),
-        ) => {
+            BackendMessage::ReadyForQuery(status),
+        ) if transaction.expected || status == TransactionStatus::Idle => {
             *phase = Phase::Idle;
+            transaction.status = status;
             Ok(Event::Ready)
         }
         (phase, message) => {

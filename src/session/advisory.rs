@@ -1,13 +1,67 @@
 //! The advisory-lock functions of the server.
 
 use crate::key::{Key, Kind, Mode};
-use crate::protocol::{Connection, NotReady};
+use crate::protocol::{Connection, NotReady, TransactionStatus};
 
 /// A lock as the server knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LockId {
     pub(crate) key: Key,
     pub(crate) mode: Mode,
+}
+
+/// How a session asks for locks, and what holds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Means {
+    /// The session itself holds them, in a server process of its own. It is asked by function calls,
+    /// which are neither parsed nor planned.
+    Calls,
+    /// The session holds them, in a process that a pooler lends it for as long as it lasts. It is asked
+    /// by queries that name the process, so that another one is noticed.
+    Queries { process_id: i32 },
+    /// A transaction holds them, one at a time: a pooler lends its process until the transaction ends.
+    Transaction {
+        /// Opens it, makes the settings that it needs, and says which process it is in.
+        begin: String,
+        /// The process that the open one is in.
+        process_id: Option<i32>,
+    },
+}
+
+impl Means {
+    /// Asks for something to be done with a lock.
+    pub(super) fn ask(
+        &self,
+        function: Function,
+        lock: LockId,
+        connection: &mut Connection,
+    ) -> Result<(), NotReady> {
+        match (self, function) {
+            (Self::Calls, _) => function.call(lock, connection),
+            (Self::Queries { .. }, _) => connection.query(&function.query("", lock)),
+            // Whatever state the transaction is in, this ends it.
+            (Self::Transaction { .. }, Function::Settle) => connection.query("ROLLBACK"),
+            (Self::Transaction { .. }, Function::Unlock) => {
+                connection.query("SELECT pg_backend_pid(), true; ROLLBACK")
+            }
+            (Self::Transaction { .. }, _) => connection.query(&function.query("xact_", lock)),
+        }
+    }
+
+    /// The process that has to answer, where the answer says which does.
+    pub(super) fn process_id(&self) -> Option<i32> {
+        match self {
+            Self::Calls => None,
+            Self::Queries { process_id } => Some(*process_id),
+            Self::Transaction { process_id, .. } => *process_id,
+        }
+    }
+
+    /// Whether a transaction is open in which the lock is, or may be, held.
+    pub(super) fn is_open(&self, connection: &Connection) -> bool {
+        matches!(self, Self::Transaction { .. })
+            && connection.transaction_status() != TransactionStatus::Idle
+    }
 }
 
 /// What can be done with a lock. Each has a function of its own for each mode and kind of key.
@@ -19,11 +73,13 @@ pub(super) enum Function {
     TryLock,
     /// `pg_advisory_unlock`: says whether the lock was held.
     Unlock,
+    /// The same, for a lock that may not be held.
+    Settle,
 }
 
 impl Function {
     /// Sends the call.
-    pub(super) fn call(self, lock: LockId, connection: &mut Connection) -> Result<(), NotReady> {
+    fn call(self, lock: LockId, connection: &mut Connection) -> Result<(), NotReady> {
         let function = self.oid(lock);
         match lock.key.kind() {
             Kind::Bigint(key) => connection.call(function, [&key.to_be_bytes()]),
@@ -33,12 +89,33 @@ impl Function {
         }
     }
 
+    /// The query that calls the function, and names the process that does.
+    fn query(self, scope: &str, lock: LockId) -> String {
+        let (attempt, action) = match self {
+            Self::Lock => ("", "lock"),
+            Self::TryLock => ("try_", "lock"),
+            Self::Unlock | Self::Settle => ("", "unlock"),
+        };
+        let shared = match lock.mode {
+            Mode::Exclusive => "",
+            Mode::Shared => "_shared",
+        };
+        let arguments = match lock.key.kind() {
+            // As texts: SQL cannot write the smallest numbers otherwise.
+            Kind::Bigint(key) => format!("'{key}'::bigint"),
+            Kind::Pair(class, object) => format!("'{class}'::integer, '{object}'::integer"),
+        };
+        format!(
+            "SELECT pg_backend_pid(), pg_{attempt}advisory_{scope}{action}{shared}({arguments})"
+        )
+    }
+
     /// The function's object identifier, fixed since PostgreSQL 8.2 (`pg_proc.dat`).
     fn oid(self, lock: LockId) -> u32 {
         let of_lock_on_a_bigint = match self {
             Self::Lock => 2880,
             Self::TryLock => 2882,
-            Self::Unlock => 2884,
+            Self::Unlock | Self::Settle => 2884,
         };
         let shared = match lock.mode {
             Mode::Exclusive => 0,

@@ -15,6 +15,11 @@ impl Books {
         self.levels.get(&lock).copied().unwrap_or(0)
     }
 
+    /// Whether no lock is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
+
     /// Adds a level to a lock that is held. The result says whether it is.
     pub(super) fn stack(&mut self, lock: LockId) -> bool {
         self.levels.get_mut(&lock).map(|level| *level += 1).is_some()

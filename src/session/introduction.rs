@@ -5,9 +5,10 @@ use std::fmt::Write;
 use std::future::poll_fn;
 use std::time::Duration;
 
+use super::advisory::Means;
 use super::machine::{Ask, Outcome, Row};
 use super::wire::Wire;
-use crate::config::{KeepaliveWishes, Resolved};
+use crate::config::{KeepaliveWishes, Pooler, Resolved};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::Keepalive;
 use crate::protocol::ServerIdentity;
@@ -40,18 +41,24 @@ pub(super) async fn introduce(
     if server.in_hot_standby == Some(true) {
         return Err(Unfit::Standby);
     }
+    let process_id = server.cancel_key.process_id();
     let version = server.server_version.as_deref().and_then(major_version);
+    let begin = begin(config, version.unwrap_or(0));
     let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
-    let row = match ask(wire, introduction(config, &settings, comment)).await? {
+    let row = match ask(wire, introduction(config, &settings, comment, process_id)).await? {
         Ok(row) => row,
         // A server on a system that cannot watch its clients' sockets refuses this one setting.
         Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
             settings.retain(|(name, _)| *name != CLIENT_CHECK);
-            ask(wire, introduction(config, &settings, comment)).await?.map_err(unprepared)?
+            ask(wire, introduction(config, &settings, comment, process_id))
+                .await?
+                .map_err(unprepared)?
         }
         // The very timeout that is being reset may end this query, if it is a millisecond or so.
         Err(error) if error.sqlstate() == QUERY_CANCELED => {
-            ask(wire, introduction(config, &settings, comment)).await?.map_err(unprepared)?
+            ask(wire, introduction(config, &settings, comment, process_id))
+                .await?
+                .map_err(unprepared)?
         }
         Err(error) => return Err(unprepared(error).into()),
     };
@@ -61,8 +68,43 @@ pub(super) async fn introduce(
     if values.next() != Some("false") {
         return Err(Unfit::Standby);
     }
-    refuse_poolers(values.next().unwrap_or_default(), server.cancel_key.process_id())?;
+    let answering = values.next().and_then(|answering| answering.parse().ok());
+    let means = means(config.pooler, process_id, answering, begin)?;
+    if let Means::Queries { process_id } = means {
+        let sql = introduction(config, &settings, comment, process_id);
+        ask(wire, sql).await?.map_err(unprepared)?;
+    }
+    wire.machine().hold_by(means);
     Ok(())
+}
+
+/// How this session can hold locks.
+///
+/// The process that answers is the one that was logged in to, unless a pooler stands between: poolers
+/// make up process ids of their own, and may give the process, with the locks that it holds, to another
+/// client. Nothing tells how long a pooler lends a process, but that it lasts for a transaction.
+fn means(
+    pooler: Pooler,
+    logged_in_to: i32,
+    answering: Option<i32>,
+    begin: String,
+) -> Result<Means> {
+    let in_transactions = Means::Transaction { begin, process_id: None };
+    match (pooler, answering) {
+        (_, None) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the server did not say which of its processes answers",
+        )),
+        (Pooler::Transaction, _) => Ok(in_transactions),
+        (_, Some(answering)) if answering == logged_in_to => Ok(Means::Calls),
+        (Pooler::Auto, _) => Ok(in_transactions),
+        (Pooler::Session, Some(process_id)) => Ok(Means::Queries { process_id }),
+        (Pooler::Refuse, _) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "a connection pooler stands before the server, and Config::pooler refuses that; connect to \
+             the server directly",
+        )),
+    }
 }
 
 async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
@@ -90,43 +132,80 @@ type Setting = (&'static str, String);
 
 /// What a session that holds or waits for locks needs to be set, on a server of this major version.
 ///
-/// The defaults of a role or a database may end the session or its waits: such timeouts are reset. A
-/// host that vanished keeps its lock until the server notices, by default for about two hours: the
+/// A host that vanished keeps its lock until the server notices, by default for about two hours: the
 /// server is told to look more often.
 fn settings(version: u32, orphan_timeout: Duration) -> Vec<Setting> {
     let keepalive = server_keepalive(orphan_timeout);
-    let off = || String::from("0");
-    [
-        (0, "statement_timeout", off()),
-        (0, "lock_timeout", off()),
-        (0, "idle_in_transaction_session_timeout", off()),
-        (14, "idle_session_timeout", off()),
-        (17, "transaction_timeout", off()),
-        (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
-        (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
-        (0, "tcp_keepalives_count", keepalive.probes.to_string()),
-        (12, "tcp_user_timeout", orphan_timeout.as_millis().to_string()),
-        (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
-    ]
-    .into_iter()
-    .filter(|(since, ..)| *since <= version)
-    .map(|(_, name, value)| (name, value))
-    .collect()
+    let mut settings = timeouts(version);
+    settings.extend(since(
+        version,
+        [
+            (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
+            (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
+            (0, "tcp_keepalives_count", keepalive.probes.to_string()),
+            (12, "tcp_user_timeout", orphan_timeout.as_millis().to_string()),
+            (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
+        ],
+    ));
+    settings
 }
 
-/// The query that is sent after the login: makes the settings, and asks the server what it is.
+/// The timeouts that may end a wait or a holder, by the defaults of a role or a database: reset.
+fn timeouts(version: u32) -> Vec<Setting> {
+    let off = || String::from("0");
+    since(
+        version,
+        [
+            (0, "statement_timeout", off()),
+            (0, "lock_timeout", off()),
+            (0, "idle_in_transaction_session_timeout", off()),
+            (14, "idle_session_timeout", off()),
+            (17, "transaction_timeout", off()),
+        ],
+    )
+}
+
+/// Those of the settings that a server of this major version has.
+fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N]) -> Vec<Setting> {
+    let known = settings.into_iter().filter(|(since, ..)| *since <= version);
+    known.map(|(_, name, value)| (name, value)).collect()
+}
+
+/// The query that is sent after the login: asks the server what it is, and makes the settings, if it is
+/// this process that answers. Behind a pooler, another client would find them made.
 ///
 /// The caller's own settings come first: those that a lock needs have the last word.
-fn introduction(config: &Resolved, settings: &[Setting], comment: &str) -> String {
+fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_id: i32) -> String {
     let mut sql = format!(
         "/* pglock {comment} */ SELECT version(), pg_is_in_recovery()::text, pg_backend_pid()"
     );
-    let theirs = config.settings.iter().map(|(name, value)| (name.as_str(), value));
-    for (name, value) in theirs.chain(settings.iter().map(|(name, value)| (*name, value))) {
+    for (name, value) in all_settings(config, settings) {
         // Writing to a String cannot fail. Names have nothing in them to quote.
-        let _ = write!(sql, ", set_config('{name}', {}, false)", quoted(value));
+        let _ = write!(
+            sql,
+            ", CASE pg_backend_pid() WHEN {process_id} THEN set_config('{name}', {}, false) END",
+            quoted(value)
+        );
     }
     sql
+}
+
+/// What opens a transaction that can hold a lock on a server of this major version. Its settings end
+/// with it.
+fn begin(config: &Resolved, version: u32) -> String {
+    let mut sql = String::from("BEGIN; SELECT pg_backend_pid()");
+    for (name, value) in all_settings(config, &timeouts(version)) {
+        let _ = write!(sql, ", set_config('{name}', {}, true)", quoted(value));
+    }
+    sql
+}
+
+fn all_settings<'a>(
+    config: &'a Resolved,
+    settings: &'a [Setting],
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let theirs = config.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    theirs.chain(settings.iter().map(|(name, value)| (*name, value.as_str())))
 }
 
 /// A text as a constant of SQL, however the server is set to read backslashes.
@@ -178,19 +257,6 @@ fn refuse_strangers(version: &str) -> Result<()> {
         format!(
             "the server calls itself {name:?}; only PostgreSQL's own advisory locks are trusted"
         ),
-    ))
-}
-
-/// The process that answers must be the one that was logged in to. A pooler makes up process ids of
-/// its own, and may give the process, with the locks that it holds, to another client.
-fn refuse_poolers(backend_pid: &str, process_id: i32) -> Result<()> {
-    if backend_pid.parse() == Ok(process_id) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        "a connection pooler stands before the server, and may share one session's locks among its \
-         clients; connect to the server directly",
     ))
 }
 

@@ -31,15 +31,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::advisory::{Function, LockId};
+use super::advisory::{Function, LockId, Means};
 use crate::error::ServerError;
-use crate::protocol::{Connection, Event, NotReady, ProtocolError};
+use crate::protocol::{Connection, Event, NotReady, ProtocolError, TransactionStatus};
 
 /// How long the server may take to answer anything but a wait.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a withdrawn request may take until the books are true again.
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a transaction that nobody waits for any more may take to open.
+pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Pause between two `CancelRequest`s: doubled from the first of these to the last.
 const CANCEL_AGAIN_AFTER: Duration = Duration::from_millis(10);
@@ -116,6 +119,10 @@ pub(crate) enum Loss {
     Silent(Duration),
     /// A request could not be withdrawn and settled in time.
     Unsettled(Duration),
+    /// A pooler did not find a server process for the session in time.
+    NotServed,
+    /// Another process answered than the one that holds the locks.
+    Moved,
     /// The server does not hold a lock that the books say it holds.
     NotHeld(LockId),
 }
@@ -124,6 +131,7 @@ pub(crate) enum Loss {
 #[derive(Debug)]
 pub(crate) struct Machine {
     connection: Connection,
+    means: Means,
     state: State,
     last_words: Option<ServerError>,
 }
@@ -131,6 +139,8 @@ pub(crate) struct Machine {
 #[derive(Debug)]
 enum State {
     Idle,
+    /// A transaction is being opened, for the lock that is asked for next.
+    Opening(Asked),
     Asked(Asked),
     Withdrawing(Withdrawing),
     Settling(Settling),
@@ -201,8 +211,7 @@ enum Cancel {
 /// What the server said to a request, before `ReadyForQuery`.
 #[derive(Debug)]
 enum Answer {
-    Void,
-    Bool(bool),
+    Returned(Verdict),
     Row(Row),
     Failed(ServerError),
 }
@@ -210,11 +219,24 @@ enum Answer {
 impl Machine {
     /// Takes over a connection whose login is complete.
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, state: State::Idle, last_words: None }
+        Self { connection, means: Means::Calls, state: State::Idle, last_words: None }
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+
+    /// Holds locks by these means from now on.
+    pub(crate) fn hold_by(&mut self, means: Means) {
+        if let Means::Transaction { .. } = means {
+            self.connection.expect_transactions();
+        }
+        self.means = means;
+    }
+
+    /// Whether locks are held in a transaction, one at a time.
+    pub(crate) fn holds_one_lock(&self) -> bool {
+        matches!(self.means, Means::Transaction { .. })
     }
 
     /// The last warning that the session may be about to end. A server that restarts because one of its
@@ -232,20 +254,35 @@ impl Machine {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        match &ask {
-            Ask::Lock(lock, _) => Function::Lock.call(*lock, &mut self.connection),
-            Ask::TryLock(lock) => Function::TryLock.call(*lock, &mut self.connection),
-            Ask::Unlock(lock) => Function::Unlock.call(*lock, &mut self.connection),
-            Ask::Query(sql) | Ask::Fence { sql, .. } => self.connection.query(sql),
-        }?;
-        self.state = State::Asked(Asked {
+        let asked = Asked {
             ask,
             answer: None,
             answer_by: now + ANSWER_WITHIN,
             patience: ANSWER_WITHIN,
             wanted: true,
-        });
+        };
+        let takes = matches!(asked.ask, Ask::Lock(..) | Ask::TryLock(_));
+        self.state = match &self.means {
+            Means::Transaction { begin, .. } if takes => {
+                self.connection.query(begin)?;
+                State::Opening(asked)
+            }
+            _ => {
+                self.send(&asked.ask)?;
+                State::Asked(asked)
+            }
+        };
         Ok(())
+    }
+
+    fn send(&mut self, ask: &Ask) -> Result<(), NotReady> {
+        let (function, lock) = match ask {
+            Ask::Lock(lock, _) => (Function::Lock, *lock),
+            Ask::TryLock(lock) => (Function::TryLock, *lock),
+            Ask::Unlock(lock) => (Function::Unlock, *lock),
+            Ask::Query(sql) | Ask::Fence { sql, .. } => return self.connection.query(sql),
+        };
+        self.means.ask(function, lock, &mut self.connection)
     }
 
     /// Ends a wait. What was granted until then is kept.
@@ -284,16 +321,55 @@ impl Machine {
         self.receive()?;
         if self.connection.is_idle() {
             let state = std::mem::replace(&mut self.state, State::Over);
-            match state.answered(now)? {
+            match state.answered(&self.means, now)? {
                 Next::Stay(state) => self.state = state,
+                Next::Begun(asked, process_id) => self.go_on(asked, process_id, now)?,
                 Next::Settle(settling) => self.settle(settling)?,
-                Next::Done(outcome) => {
+                Next::Done(lock, outcome) if self.leaves_transaction(&outcome) => {
+                    let lock = lock.ok_or_else(unexpected_answer)?;
+                    self.settle(Settling::unwanted(lock, outcome, now))?;
+                }
+                Next::Done(_, outcome) => {
+                    self.check_transaction(&outcome)?;
                     self.state = State::Idle;
                     return Ok(Action::Done(outcome));
                 }
             }
         }
         self.act(now)
+    }
+
+    /// Asks for the lock in the transaction that was opened for it, if somebody still wants it.
+    fn go_on(&mut self, asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
+        let lock = asked.ask.lock().ok_or_else(unexpected_answer)?;
+        if let Means::Transaction { process_id, .. } = &mut self.means {
+            *process_id = Some(begun_in);
+        }
+        if !asked.wanted {
+            return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now));
+        }
+        self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
+        self.state = State::Asked(asked);
+        Ok(())
+    }
+
+    /// Whether a transaction is still open that holds nothing.
+    fn leaves_transaction(&self, outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::NotAcquired | Outcome::Failed(_))
+            && self.means.is_open(&self.connection)
+    }
+
+    /// A lock is held as long as its transaction is open, and no longer.
+    fn check_transaction(&self, outcome: &Outcome) -> Result<(), Loss> {
+        let expected = match (&self.means, outcome) {
+            (Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
+            _ => TransactionStatus::Idle,
+        };
+        if self.connection.transaction_status() == expected {
+            Ok(())
+        } else {
+            Err(unexpected_answer())
+        }
     }
 
     /// Takes the answer out of the received bytes. It is complete once the connection is idle again.
@@ -313,7 +389,7 @@ impl Machine {
                 Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
             };
             let place = match &mut self.state {
-                State::Asked(asked) => &mut asked.answer,
+                State::Opening(asked) | State::Asked(asked) => &mut asked.answer,
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
                 State::Settling(settling) => &mut settling.answer,
                 State::Idle | State::Over => return Err(unexpected_answer()),
@@ -329,11 +405,11 @@ impl Machine {
     /// Sends the next step of settling.
     fn settle(&mut self, settling: Settling) -> Result<(), Loss> {
         let function = match settling.step {
-            Settle::Unlock => Function::Unlock,
+            Settle::Unlock => Function::Settle,
             Settle::TryAgain => Function::TryLock,
         };
-        function
-            .call(settling.lock, &mut self.connection)
+        self.means
+            .ask(function, settling.lock, &mut self.connection)
             .map_err(|NotReady| unexpected_answer())?;
         self.state = State::Settling(settling);
         Ok(())
@@ -342,7 +418,10 @@ impl Machine {
     /// Looks at the clock.
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
         match self.state {
-            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), .. }) if until <= now => {
+            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), .. })
+            | State::Opening(Asked { ask: Ask::Lock(_, Some(until)), wanted: true, .. })
+                if until <= now =>
+            {
                 self.withdraw(Reason::OutOfTime, now);
             }
             State::Asked(Asked { ask: Ask::Fence { .. }, answer_by, .. }) if answer_by <= now => {
@@ -352,13 +431,17 @@ impl Machine {
         }
         match &mut self.state {
             State::Idle => Ok(Action::Wait { until: None }),
-            State::Asked(Asked { ask: Ask::Lock(_, until), .. }) => {
+            State::Asked(Asked { ask: Ask::Lock(_, until), .. })
+            | State::Opening(Asked { ask: Ask::Lock(_, until), wanted: true, .. }) => {
                 Ok(Action::Wait { until: *until })
             }
+            State::Opening(Asked { answer_by, .. }) if *answer_by <= now => Err(Loss::NotServed),
             State::Asked(Asked { answer_by, patience, .. }) if *answer_by <= now => {
                 Err(Loss::Silent(*patience))
             }
-            State::Asked(Asked { answer_by, .. }) => Ok(Action::Wait { until: Some(*answer_by) }),
+            State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
+                Ok(Action::Wait { until: Some(*answer_by) })
+            }
             State::Withdrawing(Withdrawing { give_up_at, .. })
             | State::Settling(Settling { give_up_at, .. })
                 if *give_up_at <= now =>
@@ -386,6 +469,11 @@ impl Machine {
                     reason,
                 });
             }
+            // Nothing is withdrawn from a pooler's queue: that would end the connection.
+            State::Opening(asked) if asked.wanted => {
+                asked.wanted = false;
+                asked.answer_by = now + OPEN_WITHIN;
+            }
             State::Asked(asked) if reason == Reason::Unwanted && asked.wanted => {
                 asked.wanted = false;
                 asked.answer_by = asked.answer_by.min(give_up_at);
@@ -405,52 +493,83 @@ impl Machine {
 /// What follows from an answer.
 enum Next {
     Stay(State),
+    /// A transaction has begun in this process.
+    Begun(Asked, i32),
     Settle(Settling),
-    Done(Outcome),
+    /// The request is over. If it was about a lock, it was this one.
+    Done(Option<LockId>, Outcome),
+}
+
+impl Ask {
+    /// The lock that it is about.
+    fn lock(&self) -> Option<LockId> {
+        match self {
+            Self::Lock(lock, _)
+            | Self::TryLock(lock)
+            | Self::Unlock(lock)
+            | Self::Fence { lock, .. } => Some(*lock),
+            Self::Query(_) => None,
+        }
+    }
 }
 
 impl State {
     /// Weighs the answer, if there is one, now that the server waits for the next request.
-    fn answered(self, now: Instant) -> Result<Next, Loss> {
+    fn answered(self, means: &Means, now: Instant) -> Result<Next, Loss> {
         match self {
-            Self::Asked(asked) => asked.answered(now),
+            Self::Opening(asked) => asked.begun(now),
+            Self::Asked(asked) => asked.answered(means, now),
             Self::Withdrawing(withdrawing) if withdrawing.cancel == Cancel::Open => {
                 Ok(Next::Stay(Self::Withdrawing(withdrawing)))
             }
-            Self::Withdrawing(withdrawing) => withdrawing.answered(),
-            Self::Settling(settling) => settling.answered(),
+            Self::Withdrawing(withdrawing) => withdrawing.answered(means),
+            Self::Settling(settling) => settling.answered(means),
             Self::Idle | Self::Over => Ok(Next::Stay(self)),
         }
     }
 }
 
 impl Asked {
-    fn answered(self, now: Instant) -> Result<Next, Loss> {
+    fn begun(mut self, now: Instant) -> Result<Next, Loss> {
+        match self.answer.take() {
+            Some(Answer::Row(row)) => {
+                let process_id = row.into_iter().next().flatten();
+                let process_id = process_id.and_then(|process_id| process_id.parse().ok());
+                Ok(Next::Begun(self, process_id.ok_or_else(unexpected_answer)?))
+            }
+            Some(Answer::Failed(error)) => {
+                let lock = self.ask.lock().ok_or_else(unexpected_answer)?;
+                Ok(Next::Settle(Settling::unwanted(lock, Outcome::Failed(error), now)))
+            }
+            _ => Err(unexpected_answer()),
+        }
+    }
+
+    fn answered(self, means: &Means, now: Instant) -> Result<Next, Loss> {
         let answer = self.answer.ok_or_else(unexpected_answer)?;
-        let settle = |lock, outcome| {
-            let give_up_at = now + SETTLE_WITHIN;
-            Next::Settle(Settling::new(lock, outcome, Reason::Unwanted, give_up_at))
-        };
-        Ok(match (self.ask, answer) {
-            (Ask::Lock(..), Answer::Void) => Next::Done(Outcome::Acquired),
-            (Ask::TryLock(_), Answer::Bool(true)) if self.wanted => Next::Done(Outcome::Acquired),
-            (Ask::TryLock(lock), Answer::Bool(true)) => settle(lock, Outcome::NotAcquired),
-            (Ask::TryLock(_), Answer::Bool(false)) => Next::Done(Outcome::NotAcquired),
+        let lock = self.ask.lock();
+        let done = |outcome| Ok(Next::Done(lock, outcome));
+        let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
+        match (self.ask, answer) {
+            (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             (
                 Ask::Lock(lock, _)
                 | Ask::TryLock(lock)
                 | Ask::Fence { lock, held: Held::Newly, .. },
                 Answer::Failed(error),
             ) => settle(lock, Outcome::Failed(error)),
-            (Ask::Unlock(_), Answer::Bool(true)) => Next::Done(Outcome::Released),
-            (Ask::Unlock(lock), Answer::Bool(false)) => return Err(Loss::NotHeld(lock)),
             (Ask::Unlock(lock), Answer::Failed(_)) => settle(lock, Outcome::Released),
-            (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => Next::Done(Outcome::Row(row)),
-            (Ask::Query(_) | Ask::Fence { .. }, Answer::Failed(error)) => {
-                Next::Done(Outcome::Failed(error))
-            }
-            _ => return Err(unexpected_answer()),
-        })
+            (_, Answer::Failed(error)) => done(Outcome::Failed(error)),
+            (ask, answer) => match (ask, answer.of(means)?) {
+                (Ask::Lock(..), Verdict::Void) => done(Outcome::Acquired),
+                (Ask::TryLock(_), Verdict::True) if self.wanted => done(Outcome::Acquired),
+                (Ask::TryLock(lock), Verdict::True) => settle(lock, Outcome::NotAcquired),
+                (Ask::TryLock(_), Verdict::False) => done(Outcome::NotAcquired),
+                (Ask::Unlock(_), Verdict::True) => done(Outcome::Released),
+                (Ask::Unlock(lock), Verdict::False) => Err(Loss::NotHeld(lock)),
+                _ => Err(unexpected_answer()),
+            },
+        }
     }
 }
 
@@ -468,24 +587,24 @@ impl Withdrawing {
         }
     }
 
-    fn answered(self) -> Result<Next, Loss> {
+    fn answered(self, means: &Means) -> Result<Next, Loss> {
         let outcome = match (&self.ask, self.answer.ok_or_else(unexpected_answer)?) {
-            (Ask::Lock(..), Answer::Void) if self.reason != Reason::Unwanted => {
-                return Ok(Next::Done(Outcome::Acquired));
-            }
             (_, Answer::Failed(error)) if error.sqlstate() != QUERY_CANCELED => {
                 Outcome::Failed(error)
             }
             // A token that was cancelled may have come without what it waited for.
-            (Ask::Lock(..), Answer::Void)
-            | (Ask::Fence { .. }, Answer::Row(_))
-            | (_, Answer::Failed(_)) => Outcome::NotAcquired,
+            (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
+            (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
+                (Verdict::Void, Reason::Unwanted) => Outcome::NotAcquired,
+                (Verdict::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
+                _ => return Err(unexpected_answer()),
+            },
             _ => return Err(unexpected_answer()),
         };
         let (lock, reason) = match self.ask {
             Ask::Lock(lock, _) => (lock, self.reason),
             Ask::Fence { lock, held: Held::Newly, .. } => (lock, Reason::Unwanted),
-            _ => return Ok(Next::Done(outcome)),
+            ask => return Ok(Next::Done(ask.lock(), outcome)),
         };
         Ok(Next::Settle(Settling::new(lock, outcome, reason, self.give_up_at)))
     }
@@ -504,22 +623,30 @@ impl Settling {
         }
     }
 
-    fn answered(self) -> Result<Next, Loss> {
+    fn unwanted(lock: LockId, outcome: Outcome, now: Instant) -> Self {
+        Self::new(lock, outcome, Reason::Unwanted, now + SETTLE_WITHIN)
+    }
+
+    fn answered(self, means: &Means) -> Result<Next, Loss> {
         let missed = self.reason == Reason::OutOfTime && self.outcome == Outcome::NotAcquired;
-        match (self.step, self.answer.as_ref()) {
-            (Settle::Unlock, Some(Answer::Bool(true))) if missed => {
+        let verdict = match (&self.answer, means) {
+            (Some(Answer::Failed(_)), _) => return self.unlock_again(),
+            (Some(answer), _) => answer.of(means)?,
+            // The end of a transaction has no row, and whatever it held is released.
+            (None, Means::Transaction { .. }) => Verdict::False,
+            (None, _) => return Err(unexpected_answer()),
+        };
+        match (self.step, verdict) {
+            (Settle::Unlock, Verdict::True) if missed => {
                 Ok(Next::Settle(Self { step: Settle::TryAgain, answer: None, ..self }))
             }
-            (Settle::Unlock, Some(Answer::Bool(_)))
-            | (Settle::TryAgain, Some(Answer::Bool(false))) => Ok(Next::Done(self.outcome)),
-            (Settle::TryAgain, Some(Answer::Bool(true))) if missed => {
-                Ok(Next::Done(Outcome::Acquired))
+            (Settle::Unlock, Verdict::True | Verdict::False)
+            | (Settle::TryAgain, Verdict::False) => Ok(Next::Done(Some(self.lock), self.outcome)),
+            (Settle::TryAgain, Verdict::True) if missed => {
+                Ok(Next::Done(Some(self.lock), Outcome::Acquired))
             }
-            (Settle::Unlock, Some(Answer::Failed(_)))
-            | (Settle::TryAgain, Some(Answer::Bool(true) | Answer::Failed(_))) => {
-                self.unlock_again()
-            }
-            _ => Err(unexpected_answer()),
+            (Settle::TryAgain, Verdict::True) => self.unlock_again(),
+            (_, Verdict::Void) => Err(unexpected_answer()),
         }
     }
 
@@ -530,11 +657,43 @@ impl Settling {
     }
 }
 
+/// What a function said of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Void,
+    False,
+    True,
+}
+
+impl Answer {
+    /// What this says of a lock that was asked for by these means.
+    fn of(&self, means: &Means) -> Result<Verdict, Loss> {
+        match (self, means.process_id()) {
+            (Self::Returned(verdict), None) => Ok(*verdict),
+            (Self::Row(row), Some(expected)) => {
+                let [Some(process_id), Some(value)] = row.as_slice() else {
+                    return Err(unexpected_answer());
+                };
+                if process_id.parse() != Ok(expected) {
+                    return Err(Loss::Moved);
+                }
+                match value.as_str() {
+                    "" => Ok(Verdict::Void),
+                    "t" => Ok(Verdict::True),
+                    "f" => Ok(Verdict::False),
+                    _ => Err(unexpected_answer()),
+                }
+            }
+            _ => Err(unexpected_answer()),
+        }
+    }
+}
+
 fn returned(value: Option<&[u8]>) -> Result<Answer, ProtocolError> {
     match value {
-        Some([]) => Ok(Answer::Void),
-        Some([0]) => Ok(Answer::Bool(false)),
-        Some([1]) => Ok(Answer::Bool(true)),
+        Some([]) => Ok(Answer::Returned(Verdict::Void)),
+        Some([0]) => Ok(Answer::Returned(Verdict::False)),
+        Some([1]) => Ok(Answer::Returned(Verdict::True)),
         _ => Err(ProtocolError::InvalidField { tag: b'V', field: "function result" }),
     }
 }

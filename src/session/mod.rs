@@ -141,6 +141,7 @@ impl Session {
         if self.stack(lock).await? {
             return Ok(true);
         }
+        self.check_room(lock)?;
         let outcome = self.perform(Ask::TryLock(lock), None).await?;
         let acquired = self.acquired(lock, outcome)?;
         if acquired {
@@ -223,6 +224,7 @@ impl Session {
     ) -> Result<Option<Fence>> {
         let lock = LockId { key: key.into(), mode };
         self.ready().await?;
+        self.check_fences(lock)?;
         if self.books.level(lock) > 0 {
             return self.fence(lock, Held::Before, None).await.map(Some);
         }
@@ -252,6 +254,7 @@ impl Session {
         let lock = LockId { key: key.into(), mode };
         let wait = self.signal.as_ref().map(Signal::wait);
         self.ready_within(lock, None, wait.as_ref()).await?;
+        self.check_fences(lock)?;
         if self.books.level(lock) > 0 {
             return self.fence(lock, Held::Before, wait.as_ref()).await;
         }
@@ -384,6 +387,7 @@ impl Session {
         if self.stack(lock).await? {
             return Ok(true);
         }
+        self.check_room(lock)?;
         let acquired = self.wait(lock, until, wait.as_ref()).await?;
         if acquired {
             self.books.enter(lock);
@@ -428,6 +432,33 @@ impl Session {
                 Err(_) => Ok(false),
             },
         }
+    }
+
+    /// Behind a pooler, a session holds one lock at a time: the transaction that holds it ends with it.
+    fn check_room(&self, lock: LockId) -> Result<()> {
+        if !self.holds_one_lock() || self.books.is_empty() {
+            return Ok(());
+        }
+        Err(unsupported(
+            lock,
+            "through a pooler, a session holds one lock at a time; connect another session, or to the \
+             server directly",
+        ))
+    }
+
+    /// Behind a pooler, a token would not be safe before the lock is released.
+    fn check_fences(&self, lock: LockId) -> Result<()> {
+        if !self.holds_one_lock() {
+            return Ok(());
+        }
+        Err(unsupported(
+            lock,
+            "through a pooler, there are no fencing tokens; connect to the server directly",
+        ))
+    }
+
+    fn holds_one_lock(&self) -> bool {
+        matches!(&self.place, Place::Here(wire) if wire.holds_one_lock())
     }
 
     /// Takes a token for a lock. One that is held already gets another level; one that was acquired
@@ -597,6 +628,11 @@ fn no_fence(lock: LockId) -> Error {
 fn unreadable_fence() -> Error {
     Error::new(ErrorKind::Protocol, "the server gave a position in its log that cannot be read")
         .lost()
+}
+
+fn unsupported(lock: LockId, message: &'static str) -> Error {
+    Error::new(ErrorKind::Unsupported, message)
+        .context(format!("{} lock on key {}", lock.mode, lock.key))
 }
 
 fn not_held(lock: LockId) -> Error {

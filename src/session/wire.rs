@@ -67,6 +67,11 @@ impl Wire {
         &mut self.machine
     }
 
+    /// Whether locks are held in a transaction, one at a time.
+    pub(super) fn holds_one_lock(&self) -> bool {
+        self.machine.holds_one_lock()
+    }
+
     /// Whether a request is under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.machine.is_idle()
@@ -241,6 +246,15 @@ impl Wire {
             Loss::Unsettled(patience) => self.error(
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),
+            ),
+            Loss::NotServed => self.error(
+                ErrorKind::Timeout,
+                "the pooler had no free server connection in time; give it more, or hold fewer locks",
+            ),
+            Loss::Moved => self.error(
+                ErrorKind::Lost,
+                "another server process answered than the one that holds the locks; the pooler shares \
+                 its sessions: leave Config::pooler at Auto, or connect to the server directly",
             ),
             Loss::NotHeld(lock) => self.error(
                 ErrorKind::Lost,

@@ -1,7 +1,7 @@
 //! The first question after the login: what the server is, and whether it can be trusted with locks.
 
 use pglock::ErrorKind::{Connect, Protocol, Unsupported};
-use pglock::{Key, Mode};
+use pglock::{Key, Lock, Mode, Pooler};
 
 use super::{assert_error, refusal};
 use crate::scripted::messages::{
@@ -85,11 +85,23 @@ async fn a_version_is_shown_without_what_a_terminal_acts_on() {
 }
 
 #[tokio::test]
-async fn a_session_in_another_process_than_the_one_logged_in_to_is_refused() {
-    for process_id in [Some("4712"), Some("-4711"), Some(""), Some("99999999999"), None] {
+async fn a_session_in_another_process_than_the_one_logged_in_to_is_refused_if_wished() {
+    for process_id in ["4712", "-4711"] {
+        let row = [Some(VERSION), Some("false"), Some(process_id)];
+        let backend = introduces_itself_as(&row).left().play().await;
+        let config = backend.config().pooler(Pooler::Refuse).clone();
+        let error = timely(Lock::connect(&config, 1)).await.unwrap_err();
+        backend.done().await;
+        assert_error(&error, Unsupported, "connection pooler");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_has_no_number_is_refused() {
+    for process_id in [Some(""), Some("99999999999"), None] {
         let row = [Some(VERSION), Some("false"), process_id];
         let error = refusal(introduces_itself_as(&row)).await;
-        assert_error(&error, Unsupported, "connection pooler");
+        assert_error(&error, Unsupported, "which of its processes");
     }
 }
 
