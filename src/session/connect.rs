@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The first that is let in and is a primary is taken. What fails says who is tried next: a server that
-//! cannot be reached, is starting, or is a standby gives its turn to the next address; a server that
-//! wants the other kind of encryption is asked again with that, where `sslmode` permits; any other
-//! failure ends the search.
+//! cannot be reached, is starting or ending, or is a standby gives its turn to the next address; a
+//! server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
+//! any other failure ends the search.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ use crate::config::{Config, Host, LoadBalance, Resolved, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
 
-/// The server is starting, shutting down, or recovering.
-const CANNOT_CONNECT_NOW: &str = "57P03";
+/// The server is starting or shutting down, or was shut down or crashed while it was talked to.
+const NOT_NOW: [&str; 3] = ["57P01", "57P02", "57P03"];
 /// Among other things: no entry of `pg_hba.conf` is for a connection with, or without, TLS.
 const INVALID_AUTHORIZATION: &str = "28000";
 
@@ -40,7 +40,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let here = match error.kind() {
             ErrorKind::Connect => {
-                error.sqlstate().is_none_or(|sqlstate| sqlstate == CANNOT_CONNECT_NOW)
+                error.sqlstate().is_none_or(|sqlstate| NOT_NOW.contains(&sqlstate))
             }
             ErrorKind::Timeout => true,
             _ => false,
