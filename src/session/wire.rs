@@ -242,6 +242,12 @@ impl Wire {
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),
             ),
+            Loss::Unreleased(server) => self
+                .error(
+                    ErrorKind::Lost,
+                    "a request could not be withdrawn: the server does not release its lock",
+                )
+                .with_server(server),
             Loss::NotHeld(lock) => self.error(
                 ErrorKind::Lost,
                 format!(
