@@ -11,6 +11,7 @@
 //! server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
 //! any other failure ends the search.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,14 +90,15 @@ async fn connect_to(
     comment: &str,
     name: &Arc<str>,
 ) -> Result<Wire, Failure> {
-    let mut addresses = within(config.connect_timeout, resolve(server)).await?;
+    let mut addresses =
+        within(config.connect_timeout, &"looking up the name", resolve(server)).await?;
     if config.load_balance_hosts == LoadBalance::Random {
         shuffle(&mut addresses)?;
     }
     let mut failures = Failures::default();
     for address in addresses {
         let reaching = reach(config, server, comment, name, &address);
-        match within(config.connect_timeout, reaching).await {
+        match within(config.connect_timeout, &address, reaching).await {
             Ok(wire) => return Ok(wire),
             Err(Failure::Here(error)) => failures.add(error),
             Err(Failure::Everywhere(error)) => {
@@ -116,13 +118,16 @@ async fn resolve(server: &Server) -> Result<Vec<Address>, Failure> {
     Ok(addresses)
 }
 
+/// The error for what takes too long says what does.
 async fn within<T>(
     limit: Option<Duration>,
+    what: &impl fmt::Display,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let Some(limit) = limit else { return work.await };
     timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Timeout, format!("not connected within {limit:?}")).into())
+        let message = format!("not connected within {limit:?} ({what})");
+        Err(Error::new(ErrorKind::Timeout, message).into())
     })
 }
 

@@ -201,16 +201,15 @@ async fn each_of_several_servers_comes_first_at_random() {
 async fn each_address_of_a_name_is_tried() {
     let addresses: Vec<_> = ("localhost", 1).to_socket_addrs().unwrap().collect();
     for host in addresses.iter().map(SocketAddr::ip) {
-        // Whatever the other addresses of the name are: nobody is there.
-        let listener = TcpListener::bind((host, 0)).unwrap();
+        // A machine may have a name for an address, and not the address. Nobody is at the others.
+        let Ok(listener) = TcpListener::bind((host, 0)) else { continue };
         let port = listener.local_addr().unwrap().port();
         let mut config = config_for(&[]);
         config.hosts([("localhost", port)]);
         let error = refusal(config.connect_timeout(BRIEFLY)).await;
         assert!(was_visited(&listener), "{host} of {addresses:?}");
-        let others = addresses.iter().map(SocketAddr::ip).filter(|other| *other != host);
-        for other in others {
-            assert_tells(&error, &[&SocketAddr::new(other, port).to_string()]);
+        for address in addresses.iter().map(SocketAddr::ip) {
+            assert_tells(&error, &[&SocketAddr::new(address, port).to_string()]);
         }
         assert_tells(&error, &[&format!("localhost port {port}"), "200ms"]);
     }
