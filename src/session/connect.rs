@@ -7,10 +7,11 @@
 //! ```
 //!
 //! The first that is let in and is a primary is taken. What fails says who is tried next: a server that
-//! cannot be reached, is starting, or is a standby gives its turn to the next address; a server that
-//! wants the other kind of encryption is asked again with that, where `sslmode` permits; any other
-//! failure ends the search.
+//! cannot be reached, is starting or ending, or is a standby gives its turn to the next address; a
+//! server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
+//! any other failure ends the search.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use crate::config::{Config, Host, LoadBalance, Resolved, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
 
-/// The server is starting, shutting down, or recovering.
-const CANNOT_CONNECT_NOW: &str = "57P03";
+/// The server is starting or shutting down, or was shut down or crashed while it was talked to.
+const NOT_NOW: [&str; 3] = ["57P01", "57P02", "57P03"];
 /// Among other things: no entry of `pg_hba.conf` is for a connection with, or without, TLS.
 const INVALID_AUTHORIZATION: &str = "28000";
 
@@ -40,7 +41,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let here = match error.kind() {
             ErrorKind::Connect => {
-                error.sqlstate().is_none_or(|sqlstate| sqlstate == CANNOT_CONNECT_NOW)
+                error.sqlstate().is_none_or(|sqlstate| NOT_NOW.contains(&sqlstate))
             }
             ErrorKind::Timeout => true,
             _ => false,
@@ -89,14 +90,15 @@ async fn connect_to(
     comment: &str,
     name: &Arc<str>,
 ) -> Result<Wire, Failure> {
-    let mut addresses = within(config.connect_timeout, resolve(server)).await?;
+    let mut addresses =
+        within(config.connect_timeout, &"looking up the name", resolve(server)).await?;
     if config.load_balance_hosts == LoadBalance::Random {
         shuffle(&mut addresses)?;
     }
     let mut failures = Failures::default();
     for address in addresses {
         let reaching = reach(config, server, comment, name, &address);
-        match within(config.connect_timeout, reaching).await {
+        match within(config.connect_timeout, &address, reaching).await {
             Ok(wire) => return Ok(wire),
             Err(Failure::Here(error)) => failures.add(error),
             Err(Failure::Everywhere(error)) => {
@@ -116,13 +118,16 @@ async fn resolve(server: &Server) -> Result<Vec<Address>, Failure> {
     Ok(addresses)
 }
 
+/// The error for what takes too long says what does.
 async fn within<T>(
     limit: Option<Duration>,
+    what: &impl fmt::Display,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let Some(limit) = limit else { return work.await };
     timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Timeout, format!("not connected within {limit:?}")).into())
+        let message = format!("not connected within {limit:?} ({what})");
+        Err(Error::new(ErrorKind::Timeout, message).into())
     })
 }
 

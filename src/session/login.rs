@@ -19,7 +19,7 @@ pub(super) async fn log_in(
     let identity = pass_messages(stream, &mut connection).await.map_err(|error| {
         match (&server.password, &config.passfile_problem) {
             (None, Some(problem)) if error.kind() == ErrorKind::Authentication => {
-                error.context(format!("no password, because {problem}"))
+                error.and(&Error::new(ErrorKind::Config, problem.clone()))
             }
             _ => error,
         }

@@ -52,6 +52,7 @@ const CANCEL_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
 const UNLOCKS_MAX: u32 = 5;
 
 const QUERY_CANCELED: &str = "57014";
+pub(super) const FEATURE_NOT_SUPPORTED: &str = "0A000";
 /// What the codes of this kind begin with: shutdowns, crashes, timeouts of idle sessions.
 const OPERATOR_INTERVENTION: &str = "57P";
 
@@ -123,6 +124,8 @@ pub(crate) enum Loss {
     NotServed,
     /// Another process answered than the one that holds the locks.
     Moved,
+    /// The server refused to release a lock that it may have granted.
+    Unreleased(ServerError),
     /// The server does not hold a lock that the books say it holds.
     NotHeld(LockId),
 }
@@ -552,6 +555,12 @@ impl Asked {
         let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
         match (self.ask, answer) {
             (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
+            // A server that cannot call the function has not locked, and could not unlock.
+            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error))
+                if error.sqlstate() == FEATURE_NOT_SUPPORTED =>
+            {
+                done(Outcome::Failed(error))
+            }
             (
                 Ask::Lock(lock, _)
                 | Ask::TryLock(lock)
@@ -651,9 +660,13 @@ impl Settling {
     }
 
     fn unlock_again(self) -> Result<Next, Loss> {
-        let unlocks_left =
-            self.unlocks_left.checked_sub(1).ok_or(Loss::Unsettled(SETTLE_WITHIN))?;
-        Ok(Next::Settle(Self { step: Settle::Unlock, answer: None, unlocks_left, ..self }))
+        match (self.unlocks_left.checked_sub(1), self.answer) {
+            (Some(unlocks_left), _) => {
+                Ok(Next::Settle(Self { step: Settle::Unlock, answer: None, unlocks_left, ..self }))
+            }
+            (None, Some(Answer::Failed(error))) => Err(Loss::Unreleased(error)),
+            (None, _) => Err(Loss::Unsettled(SETTLE_WITHIN)),
+        }
     }
 }
 

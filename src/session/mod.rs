@@ -38,7 +38,7 @@ use tokio::time::timeout_at;
 use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
-use self::machine::{Ask, Held, Outcome};
+use self::machine::{Ask, FEATURE_NOT_SUPPORTED, Held, Outcome};
 use self::wire::{Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
@@ -587,6 +587,10 @@ impl Session {
                 ErrorKind::OutOfLockMemory,
                 "the server's lock table is full; raise max_locks_per_transaction there, or hold \
                  fewer locks",
+            ),
+            FEATURE_NOT_SUPPORTED => (
+                ErrorKind::Unsupported,
+                "the server, or what stands before it, has no function calls, by which locks are taken",
             ),
             _ => (ErrorKind::Server, "the server refused"),
         };

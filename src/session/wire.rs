@@ -256,6 +256,12 @@ impl Wire {
                 "another server process answered than the one that holds the locks; the pooler shares \
                  its sessions: leave Config::pooler at Auto, or connect to the server directly",
             ),
+            Loss::Unreleased(server) => self
+                .error(
+                    ErrorKind::Lost,
+                    "a request could not be withdrawn: the server does not release its lock",
+                )
+                .with_server(server),
             Loss::NotHeld(lock) => self.error(
                 ErrorKind::Lost,
                 format!(

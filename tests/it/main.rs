@@ -15,6 +15,7 @@ mod behaviour;
 mod cancel;
 mod cluster;
 mod examples;
+mod failover;
 mod fences;
 mod hostile;
 mod processes;

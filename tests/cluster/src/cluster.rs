@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::backup;
 use crate::binaries;
 use crate::certificate::Authority;
 use crate::raw::Raw;
@@ -66,6 +67,12 @@ impl Settings {
     /// Starts a cluster with these settings; it ends when it is dropped.
     pub fn start(self) -> Cluster {
         Cluster::create(&self)
+    }
+
+    /// Starts a standby with these settings, which follows `primary` by streaming replication. It has
+    /// the primary's roles and data, and a port and certificates of its own.
+    pub fn start_standby_of(self, primary: &Cluster) -> Cluster {
+        Cluster::create_standby(&self, primary)
     }
 }
 
@@ -218,8 +225,36 @@ impl Cluster {
         assert_eq!(self.raw().value("SELECT pg_promote()"), "t", "the standby was not promoted");
     }
 
+    /// Starts this server, which is stopped, as a standby of `primary`. A copy of the primary's data
+    /// takes the place of its own, so that it does not matter how the two had parted.
+    pub fn follow(&mut self, primary: &Self) {
+        fs::remove_dir_all(self.data_dir()).expect("the data of the stopped server removed");
+        self.copy_data_of(primary);
+        self.start();
+        self.wait_until_streaming();
+    }
+
     /// Makes the directory, the files and the server.
     fn create(settings: &Settings) -> Self {
+        let mut cluster = Self::prepare();
+        cluster.create_data();
+        cluster.start_on_free_port(settings);
+        cluster.create_roles();
+        cluster
+    }
+
+    /// As [`create`](Self::create), from the data of another server.
+    fn create_standby(settings: &Settings, primary: &Self) -> Self {
+        let mut cluster = Self::prepare();
+        cluster.server_version = primary.server_version;
+        cluster.copy_data_of(primary);
+        cluster.start_on_free_port(settings);
+        cluster.wait_until_streaming();
+        cluster
+    }
+
+    /// Makes the directory and the files outside of the data.
+    fn prepare() -> Self {
         let binaries = binaries::find().unwrap_or_else(|problem| panic!("{problem}"));
         let directory = new_directory();
         let user = ServerUser::needed(&directory);
@@ -227,11 +262,8 @@ impl Cluster {
             chown(&directory, Some(uid), Some(gid)).expect("the cluster's directory given away");
         }
         let supervisor = Supervisor::spawn(&directory, &binaries, user);
-        let mut cluster = Self { directory, port: 0, server_version: 0, supervisor };
+        let cluster = Self { directory, port: 0, server_version: 0, supervisor };
         cluster.write_access_files();
-        cluster.create_data();
-        cluster.start_on_free_port(settings);
-        cluster.create_roles();
         cluster
     }
 
@@ -253,6 +285,30 @@ impl Cluster {
             "initdb failed; the user that PostgreSQL runs as must be able to execute it:\n{}",
             tail(&self.log())
         );
+    }
+
+    /// Copies the primary's data, and says in the copy whom it is to follow.
+    fn copy_data_of(&self, primary: &Self) {
+        let version = primary.major_version();
+        let copy = self.data_dir();
+        backup::copy_data(&mut primary.raw_to("postgres"), version, &primary.data_dir(), &copy);
+        let connection = format!(
+            "host={} port={} user={}",
+            primary.directory.display(),
+            primary.port,
+            role::SUPERUSER.name
+        );
+        let settings = format!("primary_conninfo = '{connection}'\n");
+        self.write(&copy.join("postgresql.auto.conf"), &settings);
+        self.write(&copy.join("standby.signal"), "");
+    }
+
+    fn wait_until_streaming(&self) {
+        let mut superuser = self.raw_to("postgres");
+        wait_until("the standby follows its primary", PATIENCE, || {
+            superuser.value("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+                == "1"
+        });
     }
 
     fn start_on_free_port(&mut self, settings: &Settings) {

@@ -1,7 +1,8 @@
 //! Private PostgreSQL servers for tests, benchmarks and examples.
 //!
 //! [`Cluster::default_cluster`] is one server for a whole test process; [`Settings::start`] starts
-//! others, which a test may stop, crash, turn into a standby and promote. Each lives in a directory
+//! others, which a test may stop, crash, turn into a standby and promote;
+//! [`Settings::start_standby_of`] starts one that follows another. Each lives in a directory
 //! of its own, listens on loopback and on a Unix socket, has TLS on and the roles of [`role`], and
 //! is gone when the process that started it is gone, however that ended.
 //!
@@ -14,6 +15,7 @@
 //! assert_eq!(look.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), "0");
 //! ```
 
+mod backup;
 mod binaries;
 mod certificate;
 mod cluster;

@@ -128,3 +128,25 @@ fn address(url: &str) -> String {
 fn is_listening(address: &str) -> bool {
     TcpStream::connect(address).is_ok()
 }
+
+#[test]
+fn a_standby_has_what_the_primary_has_and_takes_its_place() {
+    let mut first = Settings::new().start();
+    let mut second = Settings::new().start_standby_of(&first);
+    first.raw().rows("CREATE TABLE told (word text)");
+    first.raw().rows("INSERT INTO told VALUES ('once')");
+    let mut look = second.raw();
+    let read = "SELECT string_agg(word, ' ') FROM told";
+    wait_until("the row has arrived", PATIENCE, || {
+        look.try_rows(read).is_ok_and(|rows| rows == [[Some(String::from("once"))]])
+    });
+    assert_eq!(look.value("SELECT pg_is_in_recovery()"), "t");
+
+    first.stop(Shutdown::Immediate);
+    second.promote();
+    second.raw().rows("INSERT INTO told VALUES ('again')");
+    first.follow(&second);
+    let mut look = first.raw();
+    wait_until("the row has arrived", PATIENCE, || look.value(read) == "once again");
+    assert_eq!(look.value("SELECT pg_is_in_recovery()"), "t");
+}

@@ -310,6 +310,11 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
+    /// Where it is on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// How to connect to it.
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::new();
