@@ -92,9 +92,12 @@ impl Verifier {
         let Trust::Roots { roots, names, .. } = &self.trust else { return Ok(()) };
         let Some(certificate) = Certificate::read(leaf) else { return Err(refusal) };
         // rustls looks at names last: a certificate with the wrong one is otherwise good.
-        if !is_about_the_name(&refusal) {
+        let is_good = is_about_the_name(&refusal);
+        if !is_good {
             if !self.is_rooted(leaf, &certificate, roots) {
-                return Err(refusal);
+                // That it is of version 1 is all that rustls says, and not the reason.
+                let is_old = certificate.version == 0;
+                return Err(if is_old { CertificateError::UnknownIssuer.into() } else { refusal });
             }
             let (from, until) = certificate.validity;
             if now.as_secs() < from {
@@ -107,6 +110,8 @@ impl Verifier {
         match names {
             CheckNames::No => Ok(()),
             CheckNames::Yes if certificate.names.include(host) => Ok(()),
+            // rustls tells which names there are.
+            CheckNames::Yes if is_good => Err(refusal),
             CheckNames::Yes => Err(CertificateError::NotValidForName.into()),
         }
     }
