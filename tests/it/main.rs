@@ -17,6 +17,8 @@ mod cluster;
 mod examples;
 mod hostile;
 mod processes;
+mod psql;
 mod races;
 mod scripted;
 mod stage;
+mod tls;
