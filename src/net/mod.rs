@@ -4,6 +4,7 @@ mod stream;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -180,9 +181,11 @@ impl Route {
         };
         match ask_for_tls(&mut stream).await? {
             SslReply::Accepted => Ok(Stream::Tls(Box::new(tls.connect(stream).await?))),
-            SslReply::Refused if needed => {
-                Err(Error::new(ErrorKind::Tls, "the server has no TLS, which sslmode demands"))
-            }
+            SslReply::Refused if needed => Err(Error::new(
+                ErrorKind::Tls,
+                "the server has no TLS, which sslmode demands: turn on `ssl` there, or, if the \
+                     network can be trusted, say sslmode=prefer",
+            )),
             SslReply::Refused => Ok(Stream::Tcp(stream)),
         }
     }
@@ -205,6 +208,18 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
     let reply = stream.read_u8().await.map_err(broken)?;
     SslReply::decode(reply)
         .map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()).with_source(error))
+}
+
+/// What TLS had against a connection, if that is why it broke. With TLS 1.3, a client learns only after
+/// the handshake that its certificate was refused.
+pub(crate) fn problem_of_tls(error: &io::Error) -> Option<Cow<'static, str>> {
+    #[cfg(feature = "tls")]
+    return tls::problems::of(error);
+    #[cfg(not(feature = "tls"))]
+    {
+        let _ = error;
+        None
+    }
 }
 
 /// Asks the server to interrupt what the session is doing, and returns when it has: PostgreSQL closes

@@ -1,12 +1,13 @@
 //! From an open socket to a session that the server has let in.
 
+use std::borrow::Cow;
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::{Resolved, Server};
 use crate::error::{Error, ErrorKind, Result, ServerError};
-use crate::net::Stream;
+use crate::net::{self, Stream};
 use crate::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity};
 
 /// Logs in over the stream.
@@ -73,7 +74,11 @@ async fn pass_messages(stream: &mut Stream, connection: &mut Connection) -> Resu
 }
 
 fn login_broken(error: io::Error) -> Error {
-    Error::new(ErrorKind::Connect, "the connection broke during the login").with_source(error)
+    let message = match net::problem_of_tls(&error) {
+        Some(why) => format!("the connection broke during the login: {why}").into(),
+        None => Cow::Borrowed("the connection broke during the login"),
+    };
+    Error::new(ErrorKind::Connect, message).with_source(error)
 }
 
 fn login_failed(error: ProtocolError) -> Error {

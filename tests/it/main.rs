@@ -19,6 +19,8 @@ mod failover;
 mod fences;
 mod hostile;
 mod processes;
+mod psql;
 mod races;
 mod scripted;
 mod stage;
+mod tls;

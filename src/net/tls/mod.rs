@@ -3,6 +3,7 @@
 //! The cryptography is ring's. Measured against aws-lc-rs, rustls' own default, it adds less to a
 //! program and builds sooner, and it needs only a C compiler: the figures are in `benches/README.md`.
 
+pub(crate) mod problems;
 mod verifier;
 mod x509;
 
@@ -48,7 +49,10 @@ impl Tls {
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let stream = connector.connect(self.server_name.clone(), socket).await;
-        stream.map_err(|error| problem(format!("the handshake failed: {error}")))
+        stream.map_err(|error| {
+            let why = problems::of(&error).unwrap_or_else(|| error.to_string().into());
+            problem(format!("the TLS handshake failed: {why}"))
+        })
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects

@@ -6,7 +6,8 @@
 //!
 //! - a certificate that is itself one of the roots (the usual self-signed one, marked as a CA);
 //! - a certificate of version 1, directly signed by a root;
-//! - a certificate without any alternative name, whose common name is the host.
+//! - a certificate whose common name is the host, without an alternative name of the host's kind; or
+//!   one that has the host's address in a place for names.
 //!
 //! Whatever the mode, the server has to prove that it has the certificate's key: channel binding
 //! relies on that.
@@ -91,9 +92,12 @@ impl Verifier {
         let Trust::Roots { roots, names, .. } = &self.trust else { return Ok(()) };
         let Some(certificate) = Certificate::read(leaf) else { return Err(refusal) };
         // rustls looks at names last: a certificate with the wrong one is otherwise good.
-        if !is_about_the_name(&refusal) {
+        let is_good = is_about_the_name(&refusal);
+        if !is_good {
             if !self.is_rooted(leaf, &certificate, roots) {
-                return Err(refusal);
+                // That it is of version 1 is all that rustls says, and not the reason.
+                let is_old = certificate.version == 0;
+                return Err(if is_old { CertificateError::UnknownIssuer.into() } else { refusal });
             }
             let (from, until) = certificate.validity;
             if now.as_secs() < from {
@@ -106,6 +110,8 @@ impl Verifier {
         match names {
             CheckNames::No => Ok(()),
             CheckNames::Yes if certificate.names.include(host) => Ok(()),
+            // rustls tells which names there are.
+            CheckNames::Yes if is_good => Err(refusal),
             CheckNames::Yes => Err(CertificateError::NotValidForName.into()),
         }
     }
@@ -241,24 +247,22 @@ fn is_about_the_name(error: &Error) -> bool {
 
 impl Names<'_> {
     /// Whether the certificate is for this host, as libpq sees it: the common name counts if there is
-    /// no alternative name.
+    /// no alternative name of the host's kind, and an address may stand where a host name does.
     fn include(&self, host: &ServerName<'_>) -> bool {
         let name = host.to_str();
-        match host {
-            ServerName::IpAddress(_) => {
-                let address = match name.parse() {
-                    Ok(IpAddr::V4(address)) => address.octets().to_vec(),
-                    Ok(IpAddr::V6(address)) => address.octets().to_vec(),
-                    Err(_) => return false,
-                };
-                self.addresses.contains(&address.as_slice())
-                    || (self.addresses.is_empty() && self.common == Some(name.as_bytes()))
-            }
-            _ if self.dns.is_empty() && self.addresses.is_empty() => {
-                self.common.is_some_and(|common| is_for(common, &name))
-            }
-            _ => self.dns.iter().any(|pattern| is_for(pattern, &name)),
-        }
+        let ServerName::IpAddress(_) = host else {
+            return self.dns.iter().any(|pattern| is_for(pattern, &name))
+                || (self.dns.is_empty()
+                    && self.common.is_some_and(|common| is_for(common, &name)));
+        };
+        let address = match name.parse() {
+            Ok(IpAddr::V4(address)) => address.octets().to_vec(),
+            Ok(IpAddr::V6(address)) => address.octets().to_vec(),
+            Err(_) => return false,
+        };
+        self.addresses.contains(&address.as_slice())
+            || self.dns.contains(&name.as_bytes())
+            || (self.addresses.is_empty() && self.common == Some(name.as_bytes()))
     }
 }
 

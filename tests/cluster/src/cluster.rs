@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::backup;
 use crate::binaries;
-use crate::certificate::Authority;
+use crate::certificate::{Authority, Certificate};
 use crate::raw::Raw;
 use crate::role::{self, Role};
 use crate::supervisor::Supervisor;
@@ -234,6 +234,32 @@ impl Cluster {
         self.wait_until_streaming();
     }
 
+    /// Shows this certificate to whoever connects from now on.
+    pub fn show_certificate(&self, certificate: &Certificate) {
+        let logged_before = self.log().len();
+        self.write_certificate(certificate);
+        self.reload();
+        let log = self.log().split_off(logged_before);
+        assert!(!log.contains("SSL configuration was not reloaded"), "{log}");
+    }
+
+    /// Lets in who connects from now on by these lines of `pg_hba.conf`, and the superuser over the
+    /// Unix socket.
+    pub fn set_access_rules(&self, rules: &[String]) {
+        self.write(&self.directory.join("pg_hba.conf"), &role::access_rules_with(rules));
+        self.reload();
+    }
+
+    /// Lets the server read its files again, and waits until it has: `ALTER SYSTEM` is then in force
+    /// for new connections.
+    pub fn reload(&self) {
+        let loaded = || self.raw().value("SELECT pg_conf_load_time()");
+        let before = loaded();
+        signal(self.process_id(), "HUP");
+        // The postmaster reads all of its files before it serves the next client.
+        wait_until("PostgreSQL has read its files again", PATIENCE, || loaded() != before);
+    }
+
     /// Makes the directory, the files and the server.
     fn create(settings: &Settings) -> Self {
         let mut cluster = Self::prepare();
@@ -271,9 +297,13 @@ impl Cluster {
         let authority = Authority::new("pglock test authority");
         let certificate = authority.issue(&["localhost", "127.0.0.1", "::1"], |_| {});
         self.write(&self.root_certificate(), authority.pem());
+        self.write_certificate(&certificate);
+        self.write(&self.directory.join("pg_hba.conf"), &role::access_rules());
+    }
+
+    fn write_certificate(&self, certificate: &Certificate) {
         self.write(&self.directory.join("server.crt"), &certificate.pem);
         self.write(&self.directory.join("server.key"), &certificate.key_pem);
-        self.write(&self.directory.join("pg_hba.conf"), &role::access_rules());
     }
 
     fn create_data(&mut self) {

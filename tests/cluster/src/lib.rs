@@ -25,8 +25,10 @@ mod supervisor;
 mod wait;
 
 pub use binaries::find as find_binaries;
-pub use certificate::{Authority, Certificate};
+pub use certificate::{Authority, Certificate, HOST, kept};
 pub use cluster::{Cluster, Settings, Shutdown, signal};
 pub use raw::{Raw, Row};
+// What a test that spoils certificates needs of it.
+pub use rcgen;
 pub use role::Role;
 pub use wait::{eventually, wait_until};

@@ -77,8 +77,16 @@ pub(crate) fn access_rules() -> String {
         rules.push(format!("host all {name} ::1/128 {method}"));
     }
     rules.push("local all all trust".to_owned());
-    rules.push("local replication all trust\n".to_owned());
-    rules.join("\n")
+    access_rules_with(&rules)
+}
+
+/// `pg_hba.conf` with these lines; the superuser gets in over the Unix socket in any case.
+pub(crate) fn access_rules_with(rules: &[String]) -> String {
+    let superuser = SUPERUSER.name;
+    let mut lines =
+        vec![format!("local all {superuser} trust"), "local replication all trust".to_owned()];
+    lines.extend_from_slice(rules);
+    lines.join("\n") + "\n"
 }
 
 /// The statements that create these roles on a server of this major version.

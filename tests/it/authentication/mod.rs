@@ -1,5 +1,8 @@
 //! Logging in to a real server in each way that it may ask for.
 
+mod demands;
+mod passwords;
+
 use pglock::{Config, Error, ErrorKind, Lock, Result, SslMode};
 use pglock_test_cluster::{Cluster, Role, Settings, role};
 

@@ -1,0 +1,8 @@
+//! Encrypted connections to real servers.
+
+mod cancels;
+mod certificates;
+mod modes;
+
+/// The first major version that understands TLS without being asked for it, and whose libpq does.
+const DIRECT_TLS: u32 = 17;
