@@ -41,8 +41,8 @@
 //! - Whatever ends a wait, the session afterwards holds what it says it holds, and can be used further.
 //! - When [`unlock`](Lock::unlock) has taken the last level, or [`close`](Lock::close) returns, the next
 //!   session gets the lock at once.
-//! - A standby, a connection pooler and a server that is not PostgreSQL are refused: their locks may
-//!   exclude nobody.
+//! - A standby and a server that is not PostgreSQL are refused: their locks may exclude nobody. Behind a
+//!   connection pooler, locks are held in transactions: see [`Pooler`].
 //!
 //! # Features
 //!

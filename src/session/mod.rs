@@ -103,7 +103,7 @@ impl Session {
     /// - [`ErrorKind::Connect`], [`ErrorKind::Timeout`]: the server cannot be reached or does not
     ///   take the connection.
     /// - [`ErrorKind::Authentication`]: the login is refused, on either side.
-    /// - [`ErrorKind::Unsupported`]: a standby, a pooler, or not PostgreSQL.
+    /// - [`ErrorKind::Unsupported`]: a standby, not PostgreSQL, or a pooler that is not wanted.
     /// - [`ErrorKind::Protocol`]: the server does not keep to the protocol.
     ///
     /// # Cancel safety
