@@ -73,7 +73,8 @@ pub enum ErrorKind {
     /// The session ended, and with it every lock that it held.
     Lost,
     /// This server, or what stands in front of it, cannot be trusted to exclude others: a standby, a
-    /// pooler, a server that is not PostgreSQL.
+    /// pooler that is not wanted, a server that is not PostgreSQL. Or what was asked for cannot be had
+    /// there: a second lock, or a fencing token, through a pooler.
     Unsupported,
 }
 

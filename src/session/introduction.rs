@@ -120,7 +120,7 @@ async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
 }
 
 fn unprepared(error: ServerError) -> Error {
-    Error::new(ErrorKind::Unsupported, "the server refused the settings that a lock needs")
+    Error::new(ErrorKind::Unsupported, "the server refused the settings of the session")
         .with_server(error)
 }
 

@@ -148,7 +148,7 @@ async fn a_server_that_refuses_the_settings_is_refused() {
     let twice = twice.says(error("22023", "no such luck")).ready();
     for script in [twice, refuses_the_settings("42501")] {
         let error = refusal(script).await;
-        assert_error(&error, Unsupported, "refused the settings that a lock needs: no such luck");
+        assert_error(&error, Unsupported, "refused the settings of the session: no such luck");
     }
 }
 
