@@ -7,6 +7,7 @@ pub(crate) mod problems;
 mod verifier;
 mod x509;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,26 +48,36 @@ impl Tls {
 
     /// Shakes hands on a socket on which the server waits for that.
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        let stream = connector.connect(self.server_name.clone(), socket).await;
-        stream.map_err(|error| {
-            let why = problems::of(&error).unwrap_or_else(|| error.to_string().into());
-            problem(format!("the TLS handshake failed: {why}"))
-        })
+        self.shake_hands(socket).await.map_err(|error| handshake_failed(&error))
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
     /// the protocol.
     pub(crate) async fn connect_directly(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        let stream = self.connect(socket).await?;
+        let stream = self.shake_hands(socket).await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => problem(format!(
+                "the server closed the connection at the first word of TLS; {DIRECT}"
+            )),
+            _ => handshake_failed(&error),
+        })?;
         if stream.get_ref().1.alpn_protocol() == Some(ALPN) {
             return Ok(stream);
         }
-        Err(problem(
-            "the server did not select the protocol \"postgresql\"; sslnegotiation=direct needs \
-             PostgreSQL 17 or later",
-        ))
+        Err(problem(format!("the server did not select the protocol \"postgresql\"; {DIRECT}")))
     }
+
+    async fn shake_hands(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        connector.connect(self.server_name.clone(), socket).await
+    }
+}
+
+/// What a server has to be that is not asked for TLS.
+const DIRECT: &str = "sslnegotiation=direct needs PostgreSQL 17 or later, with `ssl` turned on";
+
+fn handshake_failed(error: &io::Error) -> Error {
+    let why = problems::of(error).unwrap_or_else(|| error.to_string().into());
+    problem(format!("the TLS handshake failed: {why}"))
 }
 
 /// The certificate that the server showed, in DER.

@@ -10,12 +10,12 @@ use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
-use pglock::{Config, Session};
+use pglock::{Config, ErrorKind, Session};
 use pglock_test_cluster::rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     PKCS_ECDSA_P384_SHA384, SanType, date_time_ymd,
 };
-use pglock_test_cluster::{Authority, Certificate, Cluster, HOST, Settings, kept};
+use pglock_test_cluster::{Authority, Certificate, Cluster, HOST, Settings, kept, role};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::DIRECT_TLS;
@@ -164,6 +164,21 @@ async fn each_mode_means_what_it_means_to_libpq() {
     server.try_each_client(&certificates[0], Access::NoTls, &mut table).await;
     say(&table.summary(&server, certificates.len()));
     assert!(table.mistakes.is_empty(), "{}", table.mistakes.join("\n"));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_direct_tls_is_told() {
+    let cluster = Cluster::default_cluster();
+    let url = format!("{}?sslmode=require&{DIRECT}", cluster.url_for(&role::TRUST));
+    let connected = Session::connect(&url.parse().unwrap()).await;
+    match connected {
+        Ok(_) => assert!(cluster.major_version() >= DIRECT_TLS),
+        Err(error) => {
+            assert!(cluster.major_version() < DIRECT_TLS, "{error}");
+            assert_eq!(error.kind(), ErrorKind::Tls, "{error}");
+            assert!(error.to_string().contains("direct needs PostgreSQL 17"), "{error}");
+        }
+    }
 }
 
 /// A server with a role for each kind of [`Access`], and the judge beside it.
@@ -343,10 +358,11 @@ impl Table {
 /// Words of the reason why the library is refused, or refuses.
 fn reason(shown: &Shown, client: Client, access: Access) -> &'static str {
     match access {
+        Access::NoTls if client.parameter == DIRECT => "sslnegotiation=direct needs PostgreSQL 17",
         Access::NoTls => "the server has no TLS, which sslmode demands",
-        Access::ClearOnly if client.sslmode == "no-verify" => "SSL encryption (SQLSTATE 28000)",
+        Access::ClearOnly if client.sslmode == "no-verify" => "no pg_hba.conf entry",
         Access::ClearOnly => "",
-        Access::TlsOnly if client.sslmode == "disable" => "no encryption (SQLSTATE 28000)",
+        Access::TlsOnly if client.sslmode == "disable" => "no pg_hba.conf entry",
         Access::TlsOnly | Access::Either => shown.complaint,
     }
 }
