@@ -20,6 +20,11 @@ impl Books {
         self.levels.is_empty()
     }
 
+    /// One of the locks that are held.
+    pub(super) fn any(&self) -> Option<LockId> {
+        self.levels.keys().next().copied()
+    }
+
     /// Adds a level to a lock that is held. The result says whether it is.
     pub(super) fn stack(&mut self, lock: LockId) -> bool {
         self.levels.get_mut(&lock).map(|level| *level += 1).is_some()

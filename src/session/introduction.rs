@@ -43,7 +43,6 @@ pub(super) async fn introduce(
     }
     let process_id = server.cancel_key.process_id();
     let version = server.server_version.as_deref().and_then(major_version);
-    let begin = begin(config, version.unwrap_or(0));
     let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
     let row = match ask(wire, introduction(config, &settings, comment, process_id)).await? {
         Ok(row) => row,
@@ -69,7 +68,7 @@ pub(super) async fn introduce(
         return Err(Unfit::Standby);
     }
     let answering = values.next().and_then(|answering| answering.parse().ok());
-    let means = means(config.pooler, process_id, answering, begin)?;
+    let means = means(config.pooler, process_id, answering, begin(config, &settings))?;
     if let Means::Queries { process_id } = means {
         let sql = introduction(config, &settings, comment, process_id);
         ask(wire, sql).await?.map_err(unprepared)?;
@@ -171,8 +170,9 @@ fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N
     known.map(|(_, name, value)| (name, value)).collect()
 }
 
-/// The query that is sent after the login: asks the server what it is, and makes the settings, if it is
-/// this process that answers. Behind a pooler, another client would find them made.
+/// The query that is sent after the login: asks the server what it is, and makes the settings. They last
+/// if it is this process that answers. Behind a pooler, another client would find them made: there they
+/// end with the query, which only tells whether the server takes them.
 ///
 /// The caller's own settings come first: those that a lock needs have the last word.
 fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_id: i32) -> String {
@@ -183,18 +183,20 @@ fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_
         // Writing to a String cannot fail. Names have nothing in them to quote.
         let _ = write!(
             sql,
-            ", CASE pg_backend_pid() WHEN {process_id} THEN set_config('{name}', {}, false) END",
+            ", set_config('{name}', {}, pg_backend_pid() <> {process_id})",
             quoted(value)
         );
     }
     sql
 }
 
-/// What opens a transaction that can hold a lock on a server of this major version. Its settings end
-/// with it.
-fn begin(config: &Resolved, version: u32) -> String {
+/// What opens a transaction that can hold a lock. Its settings end with it; those of the socket are left
+/// out, which is the pooler's.
+fn begin(config: &Resolved, settings: &[Setting]) -> String {
     let mut sql = String::from("BEGIN; SELECT pg_backend_pid()");
-    for (name, value) in all_settings(config, &timeouts(version)) {
+    let settings: Vec<_> =
+        settings.iter().filter(|(name, _)| !name.starts_with("tcp_")).cloned().collect();
+    for (name, value) in all_settings(config, &settings) {
         let _ = write!(sql, ", set_config('{name}', {}, true)", quoted(value));
     }
     sql

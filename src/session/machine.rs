@@ -242,6 +242,11 @@ impl Machine {
         matches!(self.means, Means::Transaction { .. })
     }
 
+    /// Whether a pooler may stand before the server.
+    pub(crate) fn may_be_pooled(&self) -> bool {
+        self.means != Means::Calls
+    }
+
     /// The last warning that the session may be about to end. A server that restarts because one of its
     /// processes crashed says no more than that.
     pub(crate) fn last_words(&mut self) -> Option<ServerError> {

@@ -369,6 +369,7 @@ impl Session {
     /// Dropping this future closes the socket, upon which the server releases everything.
     pub async fn close(mut self) -> Result<()> {
         self.catch_up().await?;
+        self.release_before_goodbye().await?;
         match self.place {
             Place::Here(wire) => wire.close().await,
             Place::Away(_) => Ok(()),
@@ -455,6 +456,18 @@ impl Session {
             lock,
             "through a pooler, there are no fencing tokens; connect to the server directly",
         ))
+    }
+
+    /// A pooler closes the socket when it hears the goodbye, and only then has the server release what
+    /// was held. So end of file proves nothing there, and everything is released first.
+    async fn release_before_goodbye(&mut self) -> Result<()> {
+        if !matches!(&self.place, Place::Here(wire) if wire.may_be_pooled()) {
+            return Ok(());
+        }
+        while let Some(lock) = self.books.any() {
+            self.perform(Ask::Unlock(lock), None).await?;
+        }
+        Ok(())
     }
 
     fn holds_one_lock(&self) -> bool {

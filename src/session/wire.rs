@@ -72,6 +72,11 @@ impl Wire {
         self.machine.holds_one_lock()
     }
 
+    /// Whether a pooler may stand before the server.
+    pub(super) fn may_be_pooled(&self) -> bool {
+        self.machine.may_be_pooled()
+    }
+
     /// Whether a request is under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.machine.is_idle()

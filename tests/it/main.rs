@@ -18,6 +18,7 @@ mod examples;
 mod failover;
 mod fences;
 mod hostile;
+mod pooler;
 mod processes;
 mod psql;
 mod races;

@@ -22,15 +22,15 @@ use crate::supervisor::Supervisor;
 use crate::wait::wait_until;
 
 /// The database of the tests, besides `postgres`.
-const DATABASE: &str = "app";
+pub(crate) const DATABASE: &str = "app";
 /// Where clusters are made instead of in the directory for temporary files.
 const FOLDER_VARIABLE: &str = "PGLOCK_TEST_TMP";
 /// Longest path of a Unix socket on macOS; Linux allows a little more.
 const SOCKET_PATH_BYTES_MAX: usize = 103;
 /// Longest that creating, starting or stopping a server may take, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How many ports are tried before a cluster counts as unable to start.
-const START_ATTEMPTS: usize = 5;
+pub(crate) const START_ATTEMPTS: usize = 5;
 /// Below the ports that systems hand out to clients, which could take one while its server is down.
 const PORTS: Range<u16> = 10_000..30_000;
 
@@ -127,9 +127,7 @@ impl Cluster {
     }
 
     fn url(&self, role: &Role, host: &str) -> String {
-        let password = role.password.map(|word| format!(":{}", percent_encoded(word)));
-        let userinfo = format!("{}{}", role.name, password.unwrap_or_default());
-        format!("postgresql://{userinfo}@{host}:{}/{DATABASE}", self.port)
+        url(role, host, self.port)
     }
 
     /// The port on 127.0.0.1 and, where the machine has it, `::1`. It stays over restarts.
@@ -175,7 +173,7 @@ impl Cluster {
 
     /// The superuser's connection to any database.
     pub fn raw_to(&self, database: &str) -> Raw {
-        Raw::connect(&self.socket(), database)
+        Raw::connect(&self.socket(), &role::SUPERUSER, database)
             .unwrap_or_else(|error| panic!("a look at the server failed: {error}"))
     }
 
@@ -380,7 +378,7 @@ impl Cluster {
         self.supervisor.order("start");
         let mut answered = false;
         wait_until("PostgreSQL answers", PATIENCE, || {
-            answered = Raw::connect(&self.socket(), "postgres").is_ok();
+            answered = Raw::connect(&self.socket(), &role::SUPERUSER, "postgres").is_ok();
             answered || self.has_exited()
         });
         let log = self.log().split_off(logged_before);
@@ -418,12 +416,24 @@ impl Cluster {
 
     /// Writes a file that belongs to the server's user and to nobody else.
     fn write(&self, path: &Path, text: &str) {
-        let owner = fs::metadata(&self.directory).expect("the cluster's directory");
-        fs::write(path, text)
-            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
-            .and_then(|()| chown(path, Some(owner.uid()), Some(owner.gid())))
-            .unwrap_or_else(|error| panic!("writing {} failed: {error}", path.display()));
+        write_for_owner_of(&self.directory, path, text);
     }
+}
+
+/// A URL to log in as `role` to the tests' database.
+pub(crate) fn url(role: &Role, host: &str, port: u16) -> String {
+    let password = role.password.map(|word| format!(":{}", percent_encoded(word)));
+    let userinfo = format!("{}{}", role.name, password.unwrap_or_default());
+    format!("postgresql://{userinfo}@{host}:{port}/{DATABASE}")
+}
+
+/// Writes a file that belongs to the directory's owner and is closed to everybody else.
+pub(crate) fn write_for_owner_of(directory: &Path, path: &Path, text: &str) {
+    let owner = fs::metadata(directory).expect("the directory of a server");
+    fs::write(path, text)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
+        .and_then(|()| chown(path, Some(owner.uid()), Some(owner.gid())))
+        .unwrap_or_else(|error| panic!("writing {} failed: {error}", path.display()));
 }
 
 /// Sends a signal (`STOP`, `KILL`, ...) to a process of a cluster, such as one of its backends.
@@ -446,7 +456,7 @@ pub(crate) struct ServerUser {
 
 impl ServerUser {
     /// PostgreSQL refuses to run as root. The owner of what this process made tells who it is.
-    fn needed(made_here: &Path) -> Option<Self> {
+    pub(crate) fn needed(made_here: &Path) -> Option<Self> {
         let owner = fs::metadata(made_here).expect("the cluster's directory").uid();
         if owner != 0 {
             return None;
@@ -464,7 +474,7 @@ impl ServerUser {
 }
 
 /// Makes a directory with a name of its own, short enough for a socket in it.
-fn new_directory() -> PathBuf {
+pub(crate) fn new_directory() -> PathBuf {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let name = format!(
@@ -486,7 +496,7 @@ fn new_directory() -> PathBuf {
 }
 
 /// A port that nobody listens on; different processes begin to look at different places.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     let count = u32::from(PORTS.end - PORTS.start);
     let start = process::id().wrapping_mul(37) % count;
@@ -525,7 +535,7 @@ fn percent_encoded(text: &str) -> String {
 }
 
 /// The last lines of a log, for an error.
-fn tail(log: &str) -> String {
+pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")
 }

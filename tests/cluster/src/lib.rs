@@ -4,7 +4,8 @@
 //! others, which a test may stop, crash, turn into a standby and promote;
 //! [`Settings::start_standby_of`] starts one that follows another. Each lives in a directory
 //! of its own, listens on loopback and on a Unix socket, has TLS on and the roles of [`role`], and
-//! is gone when the process that started it is gone, however that ended.
+//! is gone when the process that started it is gone, however that ended. [`PgBouncer`] stands before
+//! one, and ends in the same way.
 //!
 //! ```
 //! use pglock_test_cluster::{Cluster, role};
@@ -19,6 +20,7 @@ mod backup;
 mod binaries;
 mod certificate;
 mod cluster;
+mod pgbouncer;
 mod raw;
 pub mod role;
 mod supervisor;
@@ -27,6 +29,7 @@ mod wait;
 pub use binaries::find as find_binaries;
 pub use certificate::{Authority, Certificate, HOST, kept};
 pub use cluster::{Cluster, Settings, Shutdown, signal};
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use raw::{Raw, Row};
 // What a test that spoils certificates needs of it.
 pub use rcgen;

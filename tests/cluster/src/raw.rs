@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::role;
+use crate::role::Role;
 
 /// Longest wait for the server's answer; a test that needs longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -14,7 +14,7 @@ const PROTOCOL_3_0: i32 = 3 << 16;
 /// One row of a result: each column as text, or `None` for NULL.
 pub type Row = Vec<Option<String>>;
 
-/// A connection of the superuser over the Unix socket, for simple queries.
+/// A connection over a Unix socket, without a password, for simple queries.
 #[derive(Debug)]
 pub struct Raw {
     stream: BufReader<UnixStream>,
@@ -22,13 +22,13 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Logs in to `database`.
-    pub(crate) fn connect(socket: &Path, database: &str) -> io::Result<Self> {
+    /// Logs in to `database` as `role`.
+    pub(crate) fn connect(socket: &Path, role: &Role, database: &str) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut raw = Self { stream: BufReader::new(stream), process_id: 0 };
         let mut startup = PROTOCOL_3_0.to_be_bytes().to_vec();
-        for text in ["user", role::SUPERUSER.name, "database", database, ""] {
+        for text in ["user", role.name, "database", database, ""] {
             startup.extend_from_slice(text.as_bytes());
             startup.push(0);
         }
@@ -82,7 +82,7 @@ impl Raw {
                 b'K' => self.process_id = int(&mut body)?,
                 b'Z' => return Ok(error.map_or(Ok(rows), Err)),
                 b'R' if int(&mut body)? != 0 => {
-                    return Err(io::Error::other("the server asks the superuser for a password"));
+                    return Err(io::Error::other("the server asks for a password"));
                 }
                 _ => {} // Notices, parameters, descriptions and tags of commands.
             }

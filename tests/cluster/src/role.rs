@@ -89,6 +89,15 @@ pub(crate) fn access_rules_with(rules: &[String]) -> String {
     lines.join("\n") + "\n"
 }
 
+/// The roles and their passwords, as `PgBouncer` reads them.
+pub(crate) fn user_list() -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let line = |role: &Role| {
+        format!("{} {}\n", quoted(role.name), quoted(role.password.unwrap_or_default()))
+    };
+    [&SUPERUSER].into_iter().chain(CREATED).map(line).collect()
+}
+
 /// The statements that create these roles on a server of this major version.
 pub(crate) fn creation(major_version: u32) -> Vec<String> {
     let mut statements = Vec::new();

@@ -17,7 +17,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the shell for the cluster in `directory`, as `user` where this process is root.
+    /// Starts the shell for the server in `directory`, as `user` where this process is root.
     pub(crate) fn spawn(directory: &Path, binaries: &Path, user: Option<ServerUser>) -> Self {
         let mut command = Command::new("sh");
         command

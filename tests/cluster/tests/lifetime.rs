@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pglock_test_cluster::{Settings, Shutdown, role, signal, wait_until};
+use pglock_test_cluster::{PgBouncer, PoolMode, Settings, Shutdown, role, signal, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -91,6 +91,23 @@ fn a_frozen_server_does_not_outlive_its_test() {
     let directory = cluster.socket_dir().to_owned();
     drop(cluster);
     assert!(!directory.exists(), "{} is still there", directory.display());
+}
+
+#[test]
+fn a_pooler_lets_every_role_through_that_needs_no_password_and_is_gone_at_once() {
+    let cluster = Settings::new().start();
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let pooler = PgBouncer::start(&cluster, mode, 1);
+        for role in [role::SUPERUSER, role::TRUST, role::HURRIED] {
+            assert_eq!(pooler.raw(&role, "app").value("SELECT current_user"), role.name);
+        }
+        let address = address(&pooler.url_for(&role::TRUST));
+        assert!(is_listening(&address));
+        let begun = Instant::now();
+        drop(pooler);
+        assert!(!is_listening(&address), "the pooler still runs");
+        assert!(begun.elapsed() < Duration::from_secs(5), "it had to be killed");
+    }
 }
 
 /// Starts the program in a folder of its own; gives it and the server's address once its command
