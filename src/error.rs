@@ -57,8 +57,9 @@ pub enum ErrorKind {
     Protocol,
     /// The server reported an error; [`Error::server`] has its words.
     Server,
-    /// Connecting or closing took longer than allowed. (A lock that was not acquired in time is not
-    /// an error: `lock_timeout` answers `false`.)
+    /// Connecting, closing or a fencing token took longer than allowed; or a pooler had no server
+    /// connection for a wait in its time. (Otherwise a lock that was not acquired in time is not an
+    /// error: `lock_timeout` answers `false`.)
     Timeout,
     /// A [`Canceller`](crate::Canceller) ended the wait. The lock is not held.
     Cancelled,

@@ -8,8 +8,9 @@
 /// are not the server's.
 ///
 /// In a transaction a session holds one lock at a time, and keeps a server connection of the pooler for
-/// as long as it holds or waits for it; a pool that has none left makes the next one wait. There are no
-/// fencing tokens there.
+/// as long as it holds or waits for it. A pool that has none left makes the next one wait: a second after
+/// its time, such a wait ends with an error of kind [`Timeout`](crate::ErrorKind::Timeout), and so does
+/// the session. There are no fencing tokens there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Pooler {
