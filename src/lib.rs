@@ -61,6 +61,7 @@
 
 mod auth;
 mod config;
+mod der;
 mod error;
 mod fence;
 mod key;

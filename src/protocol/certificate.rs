@@ -12,6 +12,8 @@
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
+use crate::der::Reader;
+
 /// The hash that a login over TLS is bound to, of the server's own certificate in DER.
 ///
 /// The digest is that of the certificate's signature, where MD5 and SHA-1 give way to SHA-256, as
@@ -51,32 +53,29 @@ enum Hash {
 }
 
 fn signature_digest(certificate: &[u8]) -> Option<Hash> {
-    let mut input = Der(certificate);
-    let mut certificate = input.value(SEQUENCE)?;
-    input.end()?;
+    let mut certificate = Reader(Reader(certificate).only(SEQUENCE)?);
     certificate.value(SEQUENCE)?;
-    let mut algorithm = certificate.value(SEQUENCE)?;
-    certificate.value(BIT_STRING)?;
-    certificate.end()?;
+    let mut algorithm = Reader(certificate.value(SEQUENCE)?);
+    certificate.only(BIT_STRING)?;
 
     let identifier = algorithm.value(OBJECT_IDENTIFIER)?;
-    if identifier.0 == RSASSA_PSS {
-        return pss_digest(algorithm.value(SEQUENCE)?);
+    if identifier == RSASSA_PSS {
+        return pss_digest(Reader(algorithm.value(SEQUENCE)?));
     }
     find(SIGNATURES, identifier)
 }
 
 /// RSASSA-PSS works with any hash, and names it in its parameters (RFC 4055, section 3.1).
-fn pss_digest(mut parameters: Der<'_>) -> Option<Hash> {
+fn pss_digest(mut parameters: Reader<'_>) -> Option<Hash> {
     if !parameters.begins_with(CONTEXT_0) {
         return Some(Hash::Sha1);
     }
-    let mut algorithm = parameters.value(CONTEXT_0)?.value(SEQUENCE)?;
+    let mut algorithm = Reader(Reader(parameters.value(CONTEXT_0)?).value(SEQUENCE)?);
     find(HASHES, algorithm.value(OBJECT_IDENTIFIER)?)
 }
 
-fn find(known: &[(&[u8], Hash)], identifier: Der<'_>) -> Option<Hash> {
-    known.iter().find(|(bytes, _)| *bytes == identifier.0).map(|(_, hash)| *hash)
+fn find(known: &[(&[u8], Hash)], identifier: &[u8]) -> Option<Hash> {
+    known.iter().find(|(bytes, _)| *bytes == identifier).map(|(_, hash)| *hash)
 }
 
 const BIT_STRING: u8 = 0x03;
@@ -115,44 +114,6 @@ const HASHES: &[(&[u8], Hash)] = &[
     (b"\x60\x86\x48\x01\x65\x03\x04\x02\x03", Hash::Sha512),
     (b"\x60\x86\x48\x01\x65\x03\x04\x02\x04", Hash::Sha224),
 ];
-
-/// Values in DER, one after the other.
-#[derive(Clone, Copy)]
-struct Der<'a>(&'a [u8]);
-
-impl<'a> Der<'a> {
-    /// Takes the next value, which has to have this tag.
-    fn value(&mut self, tag: u8) -> Option<Der<'a>> {
-        let (&found, rest) = self.0.split_first()?;
-        let (length, rest) = length(rest)?;
-        let (value, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        (found == tag).then_some(Der(value))
-    }
-
-    fn begins_with(self, tag: u8) -> bool {
-        self.0.first() == Some(&tag)
-    }
-
-    fn end(self) -> Option<()> {
-        self.0.is_empty().then_some(())
-    }
-}
-
-/// A length in one byte, or in up to four behind their number. The indefinite length of BER, which
-/// has no bytes behind it, and lengths past 32 bits are none.
-fn length(input: &[u8]) -> Option<(usize, &[u8])> {
-    let (&first, rest) = input.split_first()?;
-    if first < 0x80 {
-        return Some((first.into(), rest));
-    }
-    let (bytes, rest) = rest.split_at_checked((first & 0x7f).into())?;
-    if !(1..=4).contains(&bytes.len()) {
-        return None;
-    }
-    let length = bytes.iter().fold(0_u32, |length, &byte| (length << 8) | u32::from(byte));
-    Some((usize::try_from(length).ok()?, rest))
-}
 
 #[cfg(test)]
 mod tests {
@@ -310,25 +271,6 @@ mod tests {
                     changed[at] ^= change;
                 }
             }
-        }
-    }
-
-    #[test]
-    fn only_definite_lengths_of_at_most_32_bits_are_lengths() {
-        for (bytes, expected) in [
-            (b"".as_slice(), None),
-            (b"\x00", Some(0)),
-            (b"\x7f", Some(127)),
-            (b"\x80", None),
-            (b"\x81", None),
-            (b"\x81\xff", Some(255)),
-            (b"\x82\x01\x00", Some(256)),
-            (b"\x84\xff\xff\xff\xff", usize::try_from(u32::MAX).ok()),
-            (b"\x84\xff\xff\xff", None),
-            (b"\x85\x00\x00\x00\x00\x01", None),
-            (b"\xff", None),
-        ] {
-            assert_eq!(length(bytes).map(|(length, _)| length), expected, "{bytes:x?}");
         }
     }
 }

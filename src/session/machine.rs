@@ -12,6 +12,9 @@
 //! any ── FATAL, end of file, a violation, or too long a silence ──▶ Over
 //! ```
 //!
+//! Where locks are held in transactions, `Opening` stands between `Idle` and `Asked`: a transaction is
+//! opened for the lock, which may have to wait for a pooler. Settling then ends that transaction.
+//!
 //! The machine belongs to the session's wire and is moved with it: to the caller's future while that
 //! lives, to a task of its own when the future was dropped. It has no clock and no socket. Whoever
 //! drives it passes bytes and the time in, sends what is outgoing, and does what [`Machine::poll`]

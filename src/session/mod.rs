@@ -49,7 +49,8 @@ pub use canceller::Canceller;
 const DEADLOCK_DETECTED: &str = "40P01";
 const OUT_OF_MEMORY: &str = "53200";
 
-/// A connection of its own that holds any number of locks.
+/// A connection of its own that holds any number of locks; through a pooler, one at a time (see
+/// [`Pooler`](crate::Pooler)).
 ///
 /// For a single key, [`Lock`](crate::Lock) is the same with less to type.
 ///

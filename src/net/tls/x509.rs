@@ -3,6 +3,8 @@
 //! Only that: version 1 certificates and certificates that are their own root are common on database
 //! servers, and refused by webpki before it looks at anything else.
 
+use crate::der::Reader;
+
 /// The parts of a certificate.
 pub(super) struct Certificate<'a> {
     /// What the issuer signed, with its header.
@@ -78,7 +80,7 @@ impl<'a> Certificate<'a> {
         fields.value(SEQUENCE)?;
         let issuer = fields.value(SEQUENCE)?;
         let mut validity = Reader(fields.value(SEQUENCE)?);
-        let validity = (validity.time()?, validity.time()?);
+        let validity = (time(&mut validity)?, time(&mut validity)?);
         let subject = fields.value(SEQUENCE)?;
         let mut key = Reader(fields.value(SEQUENCE)?);
         let key =
@@ -163,70 +165,27 @@ fn bits(value: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Reads DER values one after the other. Lengths are definite, and no longer than what is there.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    /// The tag of the next value, its content, and all of it.
-    fn next(&mut self) -> Option<(u8, &'a [u8], &'a [u8])> {
-        let (&tag, rest) = self.0.split_first()?;
-        let (&first, rest) = rest.split_first()?;
-        let (length, rest) = match first {
-            0..=0x7f => (usize::from(first), rest),
-            0x81..=0x84 => {
-                let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-                let length = length.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-                (usize::try_from(length).ok()?, rest)
-            }
-            _ => return None,
-        };
-        let (value, rest) = rest.split_at_checked(length)?;
-        let whole = self.0.get(..self.0.len().checked_sub(rest.len())?)?;
-        self.0 = rest;
-        Some((tag, value, whole))
-    }
-
-    fn value(&mut self, tag: u8) -> Option<&'a [u8]> {
-        self.next().filter(|(found, ..)| *found == tag).map(|(_, value, _)| value)
-    }
-
-    fn whole(&mut self, tag: u8) -> Option<&'a [u8]> {
-        self.next().filter(|(found, ..)| *found == tag).map(|(.., whole)| whole)
-    }
-
-    /// The next value, if it has this tag; otherwise it stays the next.
-    fn optional(&mut self, tag: u8) -> Option<&'a [u8]> {
-        if self.0.first() == Some(&tag) { self.value(tag) } else { None }
-    }
-
-    /// The content of the one value that there is.
-    fn only(mut self, tag: u8) -> Option<&'a [u8]> {
-        let value = self.value(tag)?;
-        self.0.is_empty().then_some(value)
-    }
-
-    /// A time, in seconds since 1970.
-    fn time(&mut self) -> Option<u64> {
-        let (tag, text, _) = self.next()?;
-        let (year, rest) = match tag {
-            UTC_TIME => {
-                let (year, rest) = digits(text, 2)?;
-                (if year < 50 { 2000 + year } else { 1900 + year }, rest)
-            }
-            GENERALIZED_TIME => digits(text, 4)?,
-            _ => return None,
-        };
-        let (month, rest) = digits(rest, 2)?;
-        let (day, rest) = digits(rest, 2)?;
-        let (hour, rest) = digits(rest, 2)?;
-        let (minute, rest) = digits(rest, 2)?;
-        let (second, rest) = digits(rest, 2)?;
-        if rest != b"Z" || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-            return None;
+/// A time, in seconds since 1970.
+fn time(fields: &mut Reader<'_>) -> Option<u64> {
+    let (tag, text, _) = fields.next()?;
+    let (year, rest) = match tag {
+        UTC_TIME => {
+            let (year, rest) = digits(text, 2)?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
         }
-        let seconds = days_since_1970(year, month, day)? * 86_400 + hour * 3_600 + minute * 60;
-        Some(seconds + second)
+        GENERALIZED_TIME => digits(text, 4)?,
+        _ => return None,
+    };
+    let (month, rest) = digits(rest, 2)?;
+    let (day, rest) = digits(rest, 2)?;
+    let (hour, rest) = digits(rest, 2)?;
+    let (minute, rest) = digits(rest, 2)?;
+    let (second, rest) = digits(rest, 2)?;
+    if rest != b"Z" || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
     }
+    let seconds = days_since_1970(year, month, day)? * 86_400 + hour * 3_600 + minute * 60;
+    Some(seconds + second)
 }
 
 fn digits(text: &[u8], count: usize) -> Option<(u64, &[u8])> {
@@ -261,18 +220,9 @@ mod tests {
 
     #[test]
     fn times_have_two_forms() {
-        assert_eq!(Reader(b"\x17\x0d700101000001Z").time(), Some(1));
-        assert_eq!(Reader(b"\x18\x0f20000301000000Z").time(), Some(11_017 * 86_400));
-        assert_eq!(Reader(b"\x17\x0d700101000001+").time(), None);
-        assert_eq!(Reader(b"\x17\x0d7001010000+1Z").time(), None);
-    }
-
-    #[test]
-    fn lengths_are_definite_and_within_bounds() {
-        assert!(Reader(b"\x30\x80\x00\x00").next().is_none());
-        assert!(Reader(b"\x30\x02\x00").next().is_none());
-        assert!(Reader(b"\x30\x84\xff\xff\xff\xff").next().is_none());
-        assert!(Reader(b"\x30\x85\x00\x00\x00\x00\x00").next().is_none());
-        assert_eq!(Reader(b"\x04\x81\x01a").only(0x04), Some(&b"a"[..]));
+        assert_eq!(time(&mut Reader(b"\x17\x0d700101000001Z")), Some(1));
+        assert_eq!(time(&mut Reader(b"\x18\x0f20000301000000Z")), Some(11_017 * 86_400));
+        assert_eq!(time(&mut Reader(b"\x17\x0d700101000001+")), None);
+        assert_eq!(time(&mut Reader(b"\x17\x0d7001010000+1Z")), None);
     }
 }
