@@ -69,6 +69,7 @@ mod lock;
 mod locker;
 mod net;
 pub mod protocol;
+mod secret;
 mod session;
 
 pub use config::{Config, Pooler, SslMode};

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::env::{self, VarError};
 
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 
 use super::files::Variables;
 use super::parameters::{DEFINITIONS, Parameters, definition};
@@ -30,7 +31,7 @@ pub(super) fn from_env() -> Result<Config> {
 pub(super) fn from_vars(var: Variables<'_>) -> Result<Config> {
     let var: Variables<'_> = &|name| var(name).filter(|value| !value.is_empty());
     let mut config = Config::new();
-    let given = match var("DATABASE_URL") {
+    let given = match var("DATABASE_URL").map(Secret::from) {
         Some(string) => Parameters::parse(&string),
         None => Ok(Parameters::none()),
     };
@@ -69,7 +70,7 @@ fn apply_variables(
     let is_settled = |name: &str| given.has(name) || of_service.iter().any(|of| of == name);
     for definition in DEFINITIONS.iter().filter(|definition| !is_settled(definition.name)) {
         let Some(variable) = definition.variable else { continue };
-        if let Some(value) = var(variable) {
+        if let Some(value) = var(variable).map(Secret::from) {
             definition
                 .apply(config, &value)
                 .map_err(|problem| Error::config(problem).context(variable))?;

@@ -4,6 +4,8 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 /// Longest file read, in bytes. What people write by hand is far shorter.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -25,8 +27,8 @@ pub(super) fn of_user(var: Variables<'_>, on_unix: &str, on_windows: &str) -> Op
 }
 
 /// Reads a whole file, and gives what the system knows about it. Anything but a plain file of moderate
-/// length is refused: a pipe or a device might never end.
-pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
+/// length is refused: a pipe or a device might never end. There may be passwords in it.
+pub(super) fn read(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
     check_plain(&fs::metadata(path)?)?;
     let file = File::open(path)?;
     let metadata = file.metadata()?;
@@ -34,7 +36,9 @@ pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
     if metadata.len() > FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than 1 MiB"));
     }
-    let mut content = Vec::new();
+    // Room for all of it: a buffer that grew would leave pieces behind.
+    let room = usize::try_from(metadata.len()).unwrap_or(0) + 1;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
     file.take(FILE_BYTES_MAX).read_to_end(&mut content)?;
     Ok((content, metadata))
 }

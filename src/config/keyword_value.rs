@@ -1,5 +1,7 @@
 //! Connection strings of the form `keyword=value keyword='other value'`.
 
+use crate::secret::Secret;
+
 use super::parameters::{Parameter, looks_like_a_name};
 use super::{Problem, is_space};
 
@@ -47,21 +49,22 @@ fn split_name(rest: &str) -> Option<(&str, &str)> {
 /// Takes a value up to the character that `ends` it, and gives the text after that, if it came.
 ///
 /// A backslash takes the next character as it is; at the very end it stands for nothing.
-fn unescape_until(text: &str, ends: impl Fn(char) -> bool) -> (String, Option<&str>) {
-    let mut value = String::new();
+fn unescape_until(text: &str, ends: impl Fn(char) -> bool) -> (Secret, Option<&str>) {
+    let mut value = String::with_capacity(text.len());
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
         match character {
             '\\' => value.extend(characters.next()),
-            end if ends(end) => return (value, Some(characters.as_str())),
+            end if ends(end) => return (value.into(), Some(characters.as_str())),
             other => value.push(other),
         }
     }
-    (value, None)
+    (value.into(), None)
 }
 
 /// Whether a password may begin before this place: with a quote forgotten or one too many, what is
 /// meant to be the password can look like a name. So the text decides, not what it was read as.
 fn follows_a_password(text: &str, at: usize) -> bool {
-    text.get(..at).is_none_or(|before| before.to_ascii_lowercase().contains("pass"))
+    let is_pass = |window: &[u8]| window.eq_ignore_ascii_case(b"pass");
+    text.as_bytes().get(..at).is_none_or(|before| before.windows(4).any(is_pass))
 }

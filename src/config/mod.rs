@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use crate::auth::{AuthMethods, ChannelBindingPolicy};
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 
 pub(crate) use self::host::{Host, LoadBalance};
 pub use self::pooler::Pooler;
@@ -166,7 +167,7 @@ pub struct Config {
     ports: List<u16>,
     load_balance_hosts: LoadBalance,
     user: Option<String>,
-    password: Option<String>,
+    password: Option<Secret>,
     passfile: Option<PathBuf>,
     dbname: Option<String>,
     application_name: Option<String>,
@@ -378,7 +379,7 @@ impl Config {
 
     /// The role's password, for servers that ask for one. By default, the one in the password file.
     pub fn password(&mut self, password: &str) -> &mut Self {
-        self.password = Some(password.to_owned());
+        self.password = Some(password.into());
         self
     }
 
@@ -480,7 +481,7 @@ impl fmt::Debug for Config {
             .field("ports", &self.ports)
             .field("load_balance_hosts", &self.load_balance_hosts)
             .field("user", &self.user)
-            .field("password", &self.password.as_ref().map(|_| format_args!("(not shown)")))
+            .field("password", &self.password)
             .field("passfile", &self.passfile)
             .field("dbname", &self.dbname)
             .field("application_name", &self.application_name)

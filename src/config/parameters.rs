@@ -9,6 +9,8 @@ use super::files::Variables;
 use super::host::{self, LoadBalance};
 use super::options::{self, Options};
 use super::tls::{Roots, SslNegotiation, Version};
+use crate::secret::Secret;
+
 use super::{Config, Misfit, Problem, SslMode, extras, is_space, keyword_value, service, url};
 
 /// What a connection string says: each parameter once, since the last value counts.
@@ -19,7 +21,7 @@ pub(super) struct Parameters(Vec<Parameter>);
 /// No `Debug`: it may be the password.
 pub(super) struct Parameter {
     pub(super) name: String,
-    pub(super) value: String,
+    pub(super) value: Secret,
     /// Where in the string it begins, in bytes.
     pub(super) at: usize,
     /// Whether an error may show its name. A password with a delimiter in it that was not quoted looks
@@ -44,7 +46,9 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     define("service", Some("PGSERVICE"), |_, _| Ok(())),
     define("servicefile", Some("PGSERVICEFILE"), |_, _| Ok(())),
     define("user", Some("PGUSER"), |config, value| set(&mut config.user, given(value))),
-    define("password", Some("PGPASSWORD"), |config, value| set(&mut config.password, given(value))),
+    define("password", Some("PGPASSWORD"), |config, value| {
+        set(&mut config.password, given(value).map(Secret::from))
+    }),
     define("passfile", Some("PGPASSFILE"), |config, value| {
         set(&mut config.passfile, given(value).map(PathBuf::from))
     }),
@@ -235,7 +239,7 @@ impl Parameters {
 
     /// The value of a parameter that is given and not empty.
     fn value(&self, name: &str) -> Option<&str> {
-        let value = self.find(name)?.value.as_str();
+        let value: &str = &self.find(name)?.value;
         (!value.is_empty()).then_some(value)
     }
 
@@ -288,7 +292,7 @@ impl Parameters {
     #[cfg(test)]
     pub(super) fn into_known(self) -> Option<Vec<(String, String)>> {
         self.0.iter().all(Parameter::is_known).then_some(())?;
-        Some(self.0.into_iter().map(|given| (given.name, given.value)).collect())
+        Some(self.0.into_iter().map(|given| (given.name, given.value.to_string())).collect())
     }
 }
 

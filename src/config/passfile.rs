@@ -3,6 +3,10 @@
 use std::io;
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
 use super::{Host, files};
 
 /// The content of a password file, or why it gives no password. A file that does not exist is an empty
@@ -11,7 +15,7 @@ use super::{Host, files};
 /// No `Debug`: it holds passwords.
 #[derive(Default)]
 pub(super) struct PasswordFile {
-    content: Vec<u8>,
+    content: Zeroizing<Vec<u8>>,
     pub(super) problem: Option<String>,
 }
 
@@ -30,7 +34,7 @@ impl PasswordFile {
 
     fn ignored(path: &Path, why: &str) -> Self {
         let problem = format!("the password file {} is ignored: {why}", path.display());
-        Self { content: Vec::new(), problem: Some(problem) }
+        Self { problem: Some(problem), ..Self::default() }
     }
 
     /// The password of the first line that fits.
@@ -40,7 +44,7 @@ impl PasswordFile {
         port: u16,
         dbname: &str,
         user: &str,
-    ) -> Option<String> {
+    ) -> Option<Secret> {
         let host = match host {
             default if *default == Host::default_for_platform() => String::from("localhost"),
             other => other.to_string(),
@@ -49,12 +53,12 @@ impl PasswordFile {
         let wanted = [host.as_str(), &port, dbname, user];
         let mut lines = self.content.split(|&byte| byte == b'\n');
         let password = lines.find_map(|line| password_in(line, wanted))?;
-        String::from_utf8(password).ok()
+        std::str::from_utf8(&password).ok().map(Secret::from)
     }
 }
 
 /// The last field of `host:port:dbname:user:password`, if the others fit.
-fn password_in(line: &[u8], wanted: [&str; 4]) -> Option<Vec<u8>> {
+fn password_in(line: &[u8], wanted: [&str; 4]) -> Option<Zeroizing<Vec<u8>>> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.starts_with(b"#") {
         return None;
@@ -72,12 +76,12 @@ fn after_field<'a>(line: &'a [u8], value: &[u8]) -> Option<&'a [u8]> {
         return Some(rest);
     }
     let (field, rest) = first_field(line);
-    if field == value { rest } else { None }
+    if field.as_slice() == value { rest } else { None }
 }
 
 /// The first field, and what follows its colon if it has one. A backslash takes the next byte as it is.
-fn first_field(line: &[u8]) -> (Vec<u8>, Option<&[u8]>) {
-    let mut field = Vec::new();
+fn first_field(line: &[u8]) -> (Zeroizing<Vec<u8>>, Option<&[u8]>) {
+    let mut field = Zeroizing::new(Vec::with_capacity(line.len()));
     let mut rest = line;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::{AuthMethods, ChannelBindingPolicy};
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 
 use super::files::{self, Variables};
 use super::host::{Host, LoadBalance};
@@ -54,7 +55,7 @@ pub(crate) struct Server {
     /// What is dialled in place of the host.
     pub(crate) address: Option<IpAddr>,
     pub(crate) port: u16,
-    pub(crate) password: Option<String>,
+    pub(crate) password: Option<Secret>,
 }
 
 /// Whether and how to encrypt connections over TCP. Unix sockets are never encrypted, in any mode.
@@ -126,7 +127,7 @@ impl Config {
             ("host", hosts()),
             ("port", ports()),
             ("user", name(&self.user)),
-            ("password", text(&self.password)),
+            ("password", self.password.as_deref().map_or(Ok(()), check_text)),
             ("dbname", name(&self.dbname)),
             ("application_name", text(&self.application_name)),
             ("fallback_application_name", text(&self.fallback_application_name)),
@@ -194,12 +195,12 @@ impl Config {
         dbname: &str,
         user: &str,
     ) -> Result<Vec<Server>, Misfit> {
-        let given = self.password.as_deref().filter(|password| !password.is_empty());
+        let given = self.password.as_ref().filter(|password| !password.is_empty());
         let server = |place: Place<'_>| {
             let host = place.resolved_host();
             let port = place.port.unwrap_or(5432);
             let password = match given {
-                Some(password) => Some(password.to_owned()),
+                Some(password) => Some(password.clone()),
                 None => passfile.password(&host, port, dbname, user),
             };
             Server { host, address: place.address, port, password }

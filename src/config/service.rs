@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::secret::Secret;
+
 use super::files::{self, Variables};
 use super::{Problem, is_space, parameters};
 
@@ -9,7 +11,7 @@ use super::{Problem, is_space, parameters};
 const SYSTEM_DIRECTORY: &str = "/etc/postgresql-common";
 
 /// A parameter's name and value.
-type Setting = (String, String);
+type Setting = (String, Secret);
 
 /// Finds a service and gives its parameters, each once: the first counts here.
 ///
@@ -44,8 +46,7 @@ fn system_directory(var: Variables<'_>) -> PathBuf {
 fn find_in(path: &Path, service: &str) -> Result<Option<Vec<Setting>>, Problem> {
     let (content, _) =
         files::read(path).map_err(|error| format!("the service file cannot be read: {error}"))?;
-    let content = String::from_utf8(content).map_err(|_| "the service file is not UTF-8")?;
-    parse(&content, service)
+    parse(std::str::from_utf8(&content).map_err(|_| "the service file is not UTF-8")?, service)
 }
 
 /// Reads the lines of `[service]`, each `name=value` without quotes or spaces around the `=`.
@@ -85,5 +86,5 @@ fn parse_line(line: &str) -> Result<Setting, Problem> {
     if parameters::definition(name).is_none() {
         return Err("unknown parameter; there must be no spaces around the `=`".into());
     }
-    Ok((name.to_owned(), value.to_owned()))
+    Ok((name.to_owned(), value.into()))
 }

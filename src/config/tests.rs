@@ -37,7 +37,7 @@ fn describe(config: &Config) -> String {
         parts.extend(value.map(|value| format!("{name}='{value}'")));
     };
     part("user", config.user.clone());
-    part("password", config.password.clone());
+    part("password", config.password.as_ref().map(|password| password.to_string()));
     part("dbname", config.dbname.clone());
     part("host", list(&config.hosts));
     part("hostaddr", list(&config.addresses));

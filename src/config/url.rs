@@ -1,5 +1,9 @@
 //! Connection strings of the form `postgresql://user:password@host:port/dbname?parameter=value`.
 
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
 use super::parameters::{Parameter, looks_like_a_name};
 use super::{Problem, is_space};
 
@@ -52,12 +56,12 @@ impl Part<'_> {
 
     /// Undoes the percent-encoding. Spaces around are dropped; inside they are an error, since
     /// PostgreSQL 18.
-    fn decode(self) -> Result<String, Problem> {
+    fn decode(self) -> Result<Secret, Problem> {
         self.without_leading_spaces().without_trailing_spaces().unescape()
     }
 
-    fn unescape(self) -> Result<String, Problem> {
-        let mut unescaped = Vec::with_capacity(self.raw.len());
+    fn unescape(self) -> Result<Secret, Problem> {
+        let mut unescaped = Zeroizing::new(Vec::with_capacity(self.raw.len()));
         let mut bytes = (self.at..).zip(self.raw.bytes());
         while let Some((at, byte)) = bytes.next() {
             unescaped.push(match byte {
@@ -68,7 +72,8 @@ impl Part<'_> {
                 plain => plain,
             });
         }
-        String::from_utf8(unescaped)
+        std::str::from_utf8(&unescaped)
+            .map(Secret::from)
             .map_err(|_| format!("the part that begins at byte {} is not UTF-8", self.at).into())
     }
 }
@@ -195,11 +200,13 @@ fn query_parameter(pair: Part<'_>) -> Result<Parameter, Problem> {
     }
     let (name, value) = match (name.decode()?, value.decode()?) {
         // As libpq does for the sake of URLs that were made for JDBC.
-        (name, value) if name == "ssl" && value == "true" => ("sslmode".into(), "require".into()),
+        (name, value) if &*name == "ssl" && &*value == "true" => {
+            (Secret::from("sslmode"), Secret::from("require"))
+        }
         pair => pair,
     };
     let nameable = looks_like_a_name(&name);
-    Ok(Parameter { name, value, at: pair.at, nameable })
+    Ok(Parameter { name: name.to_string(), value, at: pair.at, nameable })
 }
 
 /// Adds a part that has its name from its place. An empty one counts as not given.
@@ -229,8 +236,9 @@ fn push_list(
     }
     let begins = elements.iter().find(|element| !element.raw.is_empty()).or(elements.first());
     let at = begins.map_or(0, |element| element.at);
-    let values: Vec<_> = elements.into_iter().map(Part::unescape).collect::<Result<_, _>>()?;
-    let value = values.join(",");
+    let values =
+        elements.into_iter().map(|element| element.unescape().map(|value| value.to_string()));
+    let value = values.collect::<Result<Vec<_>, _>>()?.join(",").into();
     parameters.push(Parameter { name: name.to_owned(), value, at, nameable: true });
     Ok(())
 }

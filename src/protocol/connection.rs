@@ -13,6 +13,7 @@
 //! that is open between requests is an error, unless the caller opens some.
 
 use bytes::{Buf, BytesMut};
+use zeroize::Zeroize;
 
 use super::frames::Frames;
 use super::login::{Credentials, Login, ServerIdentity, Step};
@@ -119,7 +120,12 @@ impl Connection {
 
     /// Says that the first bytes of [`outgoing`](Self::outgoing) were sent.
     pub fn sent(&mut self, count: usize) {
-        self.out.advance(count.min(self.out.len()));
+        let count = count.min(self.out.len());
+        if let (Phase::Login(_), Some(sent)) = (&self.phase, self.out.get_mut(..count)) {
+            // It may have been the password.
+            sent.zeroize();
+        }
+        self.out.advance(count);
         if self.out.is_empty() {
             self.out.clear();
         }

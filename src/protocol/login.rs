@@ -18,6 +18,7 @@
 //! refused server has seen nothing but the startup message.
 
 use bytes::BytesMut;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
 use super::{
@@ -36,7 +37,8 @@ const ROUNDS_PER_STEP: u32 = 4_096;
 /// Most characters of the server's list of mechanisms that an error repeats.
 const OFFER_CHARS_MAX: usize = 100;
 
-/// Who logs in, how they prove it, and what they demand of the login.
+/// Who logs in, how they prove it, and what they demand of the login. The password is overwritten in
+/// memory when this is dropped.
 #[non_exhaustive]
 pub struct Credentials {
     /// The role.
@@ -72,6 +74,12 @@ impl Credentials {
     }
 }
 
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.password.zeroize();
+    }
+}
+
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
@@ -98,7 +106,7 @@ pub enum Transport {
 #[derive(Clone, PartialEq, Eq)]
 pub struct CancelKey {
     process_id: i32,
-    secret: Vec<u8>,
+    secret: Zeroizing<Vec<u8>>,
 }
 
 impl CancelKey {
@@ -220,7 +228,8 @@ impl Login {
                 Ok(Step::More)
             }
             BackendMessage::BackendKeyData { process_id, secret_key } => {
-                self.cancel_key = Some(CancelKey { process_id, secret: secret_key.to_vec() });
+                self.cancel_key =
+                    Some(CancelKey { process_id, secret: secret_key.to_vec().into() });
                 Ok(Step::More)
             }
             // A login trigger (PostgreSQL 17 and later) may have something to say.
@@ -251,7 +260,8 @@ impl Login {
             }
             (State::Greeted, Authentication::Md5Password { salt }) => {
                 self.admit(AuthMethod::Md5)?;
-                let hash = md5_password(&self.credentials.user, self.password()?, salt);
+                let user = &self.credentials.user;
+                let hash = Zeroizing::new(md5_password(user, self.password()?, salt));
                 frontend::password_message(&hash, out);
                 State::PasswordSent
             }

@@ -4,6 +4,7 @@
 //! it, and PostgreSQL has deprecated the method. It is here for servers that still ask for it.
 
 use md5::{Digest, Md5};
+use zeroize::Zeroizing;
 
 /// Computes what `PasswordMessage` carries: `md5`, then
 /// `hex(md5(hex(md5(password ‖ user)) ‖ salt))`.
@@ -18,17 +19,27 @@ use md5::{Digest, Md5};
 /// ```
 #[must_use]
 pub fn md5_password(user: &str, password: &str, salt: [u8; 4]) -> String {
-    let stored = hex(&Md5::new().chain_update(password).chain_update(user).finalize());
-    let answer = hex(&Md5::new().chain_update(stored).chain_update(salt).finalize());
-    format!("md5{answer}")
+    // As good as the password, to a server that asks for this.
+    let stored = Zeroizing::new(hex("", &digest([password.as_bytes(), user.as_bytes()])));
+    hex("md5", &digest([stored.as_bytes(), &salt]))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 0x0f])
-        .filter_map(|digit| char::from_digit(digit.into(), 16))
-        .collect()
+/// Hashes the two without moving what has absorbed them: that would leave copies behind.
+fn digest(texts: [&[u8]; 2]) -> [u8; 16] {
+    let mut hash = Md5::new();
+    for text in texts {
+        hash.update(text);
+    }
+    hash.finalize_reset().into()
+}
+
+fn hex(prefix: &str, bytes: &[u8]) -> String {
+    // Room for all of it: a text that grew would leave pieces behind.
+    let mut text = String::with_capacity(prefix.len() + 2 * bytes.len());
+    text.push_str(prefix);
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0x0f]);
+    text.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+    text
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use std::borrow::Cow;
 
 use stringprep::tables;
 use unicode_normalization::UnicodeNormalization;
+use zeroize::Zeroizing;
 
 /// Brings a password to the form that PostgreSQL hashed when the password was set.
 ///
@@ -40,11 +41,15 @@ pub fn saslprep(password: &str) -> Cow<'_, str> {
     if password.is_ascii() {
         return Cow::Borrowed(password);
     }
-    let mapped: String = password.chars().filter_map(map).collect();
+    // No text in here grows beyond the room that it was given, so that none leaves pieces behind.
+    let mut mapped = Zeroizing::new(String::with_capacity(password.len()));
+    mapped.extend(password.chars().filter_map(map));
     if mapped.is_empty() || mapped.contains(is_refused) || mixes_directions(&mapped) {
         return Cow::Borrowed(password);
     }
-    Cow::Owned(mapped.nfkc().collect())
+    let mut prepared = String::with_capacity(mapped.nfkc().map(char::len_utf8).sum());
+    prepared.extend(mapped.nfkc());
+    Cow::Owned(prepared)
 }
 
 /// RFC 4013, section 2.1. U+200B is in both tables; PostgreSQL makes it a space.

@@ -55,6 +55,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::digest::common::Key;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::saslprep::saslprep;
 
@@ -161,7 +162,8 @@ impl ClientFirst {
             auth_message: format!("{},{message},{without_proof}", self.bare),
             without_proof,
         };
-        Ok(Derivation::new(&saslprep(password), &server, transcript))
+        let password = Zeroizing::new(saslprep(password).into_owned());
+        Ok(Derivation { pbkdf2: Box::new(Pbkdf2::new(&password, &server)), transcript })
     }
 }
 
@@ -175,43 +177,59 @@ struct Transcript {
 
 /// The second state: the password is being turned into keys.
 ///
-/// This is PBKDF2 with HMAC-SHA-256, of one block. Dropping it between two steps abandons the login.
+/// Dropping it between two steps abandons the login.
 #[must_use = "the login goes on when the derivation has run to its end"]
 pub struct Derivation {
-    /// Keyed with the password, which is most of the work of an HMAC this short.
-    keyed: HmacSha256,
-    last: [u8; HASH_BYTES],
-    sum: [u8; HASH_BYTES],
-    iterations_left: u32,
+    /// In a place of its own: what is moved leaves a copy behind.
+    pbkdf2: Box<Pbkdf2>,
     transcript: Transcript,
 }
 
 impl Derivation {
-    fn new(password: &str, server: &ServerFirst<'_>, transcript: Transcript) -> Self {
-        /// PBKDF2 numbers the blocks of its output from one, and SCRAM needs only the first.
-        const BLOCK_NUMBER: [u8; 4] = 1_u32.to_be_bytes();
-        let keyed = keyed(password.as_bytes());
-        let first = keyed.clone().chain_update(&server.salt).chain_update(BLOCK_NUMBER);
-        let first = first.finalize().into_bytes().into();
-        let iterations_left = server.iterations.saturating_sub(1);
-        Self { keyed, last: first, sum: first, iterations_left, transcript }
-    }
-
     /// Runs at most so many iterations.
     ///
     /// A processor does some millions of them in a second, so a thousand at a time do not hold up
     /// the other tasks of a thread.
     pub fn run(mut self, iterations: u32) -> Progress {
+        if self.pbkdf2.run(iterations) {
+            Progress::Done(ClientFinal::new(&self.pbkdf2.sum, &self.transcript))
+        } else {
+            Progress::More(self)
+        }
+    }
+}
+
+/// PBKDF2 with HMAC-SHA-256, of one block: what the password is worth together with a salt and a
+/// number of iterations.
+struct Pbkdf2 {
+    /// Keyed with the password, which is most of the work of an HMAC this short.
+    keyed: HmacSha256,
+    last: Zeroizing<[u8; HASH_BYTES]>,
+    sum: Zeroizing<[u8; HASH_BYTES]>,
+    iterations_left: u32,
+}
+
+impl Pbkdf2 {
+    fn new(password: &str, server: &ServerFirst<'_>) -> Self {
+        /// PBKDF2 numbers the blocks of its output from one, and SCRAM needs only the first.
+        const BLOCK_NUMBER: [u8; 4] = 1_u32.to_be_bytes();
+        let keyed = keyed(password.as_bytes());
+        let first = keyed.clone().chain_update(&server.salt).chain_update(BLOCK_NUMBER);
+        let first: Zeroizing<[u8; HASH_BYTES]> =
+            Zeroizing::new(first.finalize().into_bytes().into());
+        let iterations_left = server.iterations.saturating_sub(1);
+        Self { keyed, last: first.clone(), sum: first, iterations_left }
+    }
+
+    /// Runs at most so many iterations, and says whether none are left.
+    fn run(&mut self, iterations: u32) -> bool {
         let now = self.iterations_left.min(iterations);
         for _ in 0..now {
-            self.last = mac(&self.keyed, &self.last);
-            self.sum = xor(self.sum, self.last);
+            *self.last = mac(&self.keyed, &*self.last);
+            xor(&mut self.sum, &self.last);
         }
         self.iterations_left -= now;
-        if self.iterations_left > 0 {
-            return Progress::More(self);
-        }
-        Progress::Done(ClientFinal::new(&SaltedPassword(self.sum), &self.transcript))
+        self.iterations_left == 0
     }
 }
 
@@ -219,7 +237,7 @@ impl Derivation {
 impl fmt::Debug for Derivation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Derivation")
-            .field("iterations_left", &self.iterations_left)
+            .field("iterations_left", &self.pbkdf2.iterations_left)
             .finish_non_exhaustive()
     }
 }
@@ -234,10 +252,6 @@ pub enum Progress {
     Done(ClientFinal),
 }
 
-/// What the password is worth together with a salt and a number of iterations: the result of the
-/// derivation.
-struct SaltedPassword([u8; HASH_BYTES]);
-
 /// The third state: the client-final-message is to be sent, in a `SASLResponse`.
 pub struct ClientFinal {
     message: String,
@@ -247,19 +261,19 @@ pub struct ClientFinal {
 
 impl ClientFinal {
     /// RFC 5802, section 3.
-    fn new(password: &SaltedPassword, transcript: &Transcript) -> Self {
+    fn new(salted_password: &[u8; HASH_BYTES], transcript: &Transcript) -> Self {
         let auth_message = transcript.auth_message.as_bytes();
-        let password = keyed(&password.0);
+        let password = keyed(salted_password);
 
-        let client_key = mac(&password, b"Client Key");
-        let stored_key = Sha256::digest(client_key);
-        let client_signature = mac(&keyed(&stored_key), auth_message);
-        let proof = STANDARD.encode(xor(client_key, client_signature));
+        let client_key = Zeroizing::new(mac(&password, b"Client Key"));
+        let stored_key = Sha256::digest(*client_key);
+        let mut proof = mac(&keyed(&stored_key), auth_message);
+        xor(&mut proof, &client_key);
 
-        let server_key = mac(&password, b"Server Key");
+        let server_key = Zeroizing::new(mac(&password, b"Server Key"));
         Self {
-            message: format!("{},p={proof}", transcript.without_proof),
-            server_signature: keyed(&server_key).chain_update(auth_message),
+            message: format!("{},p={}", transcript.without_proof, STANDARD.encode(proof)),
+            server_signature: keyed(&*server_key).chain_update(auth_message),
         }
     }
 
@@ -472,23 +486,28 @@ fn readable(reason: &[u8]) -> String {
 /// keys of a whole block does not, so this pads or hashes the key as RFC 2104 says.
 fn keyed(key: &[u8]) -> HmacSha256 {
     let mut block = Key::<HmacSha256>::default();
-    let hashed = Sha256::digest(key);
-    let key = if key.len() > block.len() { hashed.as_slice() } else { key };
-    for (padded, &byte) in block.iter_mut().zip(key) {
-        *padded = byte;
+    if let Some(start) = block.get_mut(..key.len()) {
+        start.copy_from_slice(key);
+    } else {
+        let mut hash = Sha256::new_with_prefix(key);
+        // Without moving what has absorbed the key: that would leave a copy behind.
+        let hashed = Zeroizing::new(<[u8; HASH_BYTES]>::from(hash.finalize_reset()));
+        block.iter_mut().zip(*hashed).for_each(|(padded, byte)| *padded = byte);
     }
-    HmacSha256::new(&block)
+    let keyed = HmacSha256::new(&block);
+    block.as_mut_slice().zeroize();
+    keyed
 }
 
 fn mac(keyed: &HmacSha256, data: &[u8]) -> [u8; HASH_BYTES] {
     keyed.clone().chain_update(data).finalize().into_bytes().into()
 }
 
-fn xor(mut left: [u8; HASH_BYTES], right: [u8; HASH_BYTES]) -> [u8; HASH_BYTES] {
-    for (left, right) in left.iter_mut().zip(right) {
-        *left ^= right;
+/// Adds each bit of the other to this.
+fn xor(this: &mut [u8; HASH_BYTES], other: &[u8; HASH_BYTES]) {
+    for (this, other) in this.iter_mut().zip(other) {
+        *this ^= other;
     }
-    left
 }
 
 #[cfg(test)]
@@ -682,7 +701,7 @@ mod tests {
         for iterations in [1, 2, 4096, ITERATIONS_MAX] {
             let message = SERVER_FIRST.replace("4096", &iterations.to_string());
             let derivation = rfc_7677().server_first(message.as_bytes(), "pencil").unwrap();
-            assert_eq!(derivation.iterations_left, iterations - 1);
+            assert_eq!(derivation.pbkdf2.iterations_left, iterations - 1);
         }
     }
 

@@ -33,7 +33,8 @@ fn greet(config: &Resolved, server: &Server, stream: &Stream) -> Result<Connecti
     getrandom::fill(&mut nonce).map_err(|error| {
         Error::new(ErrorKind::Authentication, format!("no random bytes for the login: {error}"))
     })?;
-    let mut credentials = Credentials::new(config.user.clone(), server.password.clone(), nonce);
+    let password = server.password.as_ref().map(|password| password.to_string());
+    let mut credentials = Credentials::new(config.user.clone(), password, nonce);
     credentials.cleartext_permitted = config.allow_cleartext_password;
     credentials.transport = stream.transport();
     credentials.require_auth = config.require_auth;

@@ -7,7 +7,12 @@ use super::home::Home;
 use super::{Config, describe, parse};
 
 fn passwords(home: &Home, text: &str) -> Vec<Option<String>> {
-    home.resolve(text).unwrap().servers.into_iter().map(|server| server.password).collect()
+    home.resolve(text)
+        .unwrap()
+        .servers
+        .into_iter()
+        .map(|server| server.password.map(|password| password.to_string()))
+        .collect()
 }
 
 #[test]
