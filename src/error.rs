@@ -201,7 +201,11 @@ impl StdError for Error {
 ///
 /// Decide by [`sqlstate`](ServerError::sqlstate), never by the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerError {
+pub struct ServerError(Box<Report>);
+
+/// The fields of an `ErrorResponse` that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
     pub(crate) severity: String,
     pub(crate) sqlstate: String,
     pub(crate) message: String,
@@ -213,47 +217,53 @@ impl ServerError {
     /// How bad it is: `ERROR`, `FATAL` or `PANIC`. Not translated, where the server says it so.
     #[must_use]
     pub fn severity(&self) -> &str {
-        &self.severity
+        &self.0.severity
     }
 
     /// The error's code, five characters: see the appendix "PostgreSQL Error Codes" of PostgreSQL's
     /// manual.
     #[must_use]
     pub fn sqlstate(&self) -> &str {
-        &self.sqlstate
+        &self.0.sqlstate
     }
 
     /// The primary message, one line.
     #[must_use]
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.message
     }
 
     /// More about the problem, possibly several lines.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
+        self.0.detail.as_deref()
     }
 
     /// What the server suggests to do.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
+        self.0.hint.as_deref()
     }
 
     /// Whether the server closes the connection after this error.
     pub(crate) fn ends_session(&self) -> bool {
-        matches!(self.severity.as_str(), "FATAL" | "PANIC")
+        matches!(self.0.severity.as_str(), "FATAL" | "PANIC")
+    }
+}
+
+impl From<Report> for ServerError {
+    fn from(report: Report) -> Self {
+        Self(Box::new(report))
     }
 }
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate)?;
-        if let Some(detail) = &self.detail {
+        write!(f, "{} (SQLSTATE {})", self.message(), self.sqlstate())?;
+        if let Some(detail) = self.detail() {
             write!(f, "; {detail}")?;
         }
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = self.hint() {
             write!(f, "; hint: {hint}")?;
         }
         Ok(())

@@ -109,7 +109,7 @@ impl fmt::Debug for Key {
 }
 
 /// How a lock is held: alone, or together with others that hold it the same way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// No other session holds the key in either mode: for a writer.
     Exclusive,

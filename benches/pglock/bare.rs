@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
-use bytes::BytesMut;
 use pglock::protocol::frontend;
 use pglock_test_cluster::{Cluster, role};
 
@@ -24,7 +23,7 @@ impl<T: Read + Write> Stream for T {}
 
 impl Bare {
     pub(crate) fn connect(transport: Transport) -> Self {
-        let mut startup = BytesMut::new();
+        let mut startup = Vec::new();
         let parameters = [("user", role::TRUST.name), ("database", "app")];
         frontend::startup_message(parameters, &mut startup);
         let mut bare = Self { stream: open(transport), answer: [0; 1024] };
@@ -45,7 +44,7 @@ impl Bare {
 
     /// Says goodbye and reads to end of file, as [`pglock::Lock::close`] does.
     pub(crate) fn close(mut self) {
-        let mut terminate = BytesMut::new();
+        let mut terminate = Vec::new();
         frontend::terminate(&mut terminate);
         self.stream.write_all(&terminate).unwrap();
         while self.stream.read(&mut self.answer).unwrap() > 0 {}

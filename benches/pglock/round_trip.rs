@@ -4,7 +4,6 @@
 //! already. Each pair enters and leaves the runtime once, which a program inside its runtime does not
 //! do; that is a fraction of a microsecond.
 
-use bytes::BytesMut;
 use divan::Bencher;
 use pglock::protocol::frontend;
 
@@ -46,7 +45,7 @@ fn lock_unlock(bencher: Bencher, transport: Transport) {
 fn bare_socket(bencher: Bencher, transport: Transport) {
     let mut bare = Bare::connect(transport);
     let [try_lock, unlock] = [TRY_LOCK, UNLOCK].map(|function| {
-        let mut call = BytesMut::new();
+        let mut call = Vec::new();
         frontend::function_call(function, [&KEY.to_be_bytes()], &mut call);
         call
     });

@@ -379,7 +379,7 @@ impl From<Event<'_>> for Seen {
         match event {
             Event::Progress | Event::Noticed(_) => Self::Progress,
             Event::Deriving => Self::Deriving,
-            Event::LoggedIn(identity) => Self::LoggedIn(identity),
+            Event::LoggedIn(identity) => Self::LoggedIn(*identity),
             Event::Row(values) => {
                 Self::Row(values.into_iter().map(|value| value.map(<[u8]>::to_vec)).collect())
             }

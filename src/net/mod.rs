@@ -12,7 +12,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -202,7 +201,7 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
         Error::new(ErrorKind::Connect, "the server closed the connection when it was asked for TLS")
             .with_source(error)
     };
-    let mut request = BytesMut::with_capacity(8);
+    let mut request = Vec::with_capacity(8);
     frontend::ssl_request(&mut request);
     stream.write_all(&request).await.map_err(broken)?;
     let reply = stream.read_u8().await.map_err(broken)?;
@@ -237,7 +236,7 @@ pub(crate) async fn cancel(route: Route, key: CancelKey) {
 }
 
 async fn request_cancel(mut stream: Stream, key: &CancelKey) -> io::Result<()> {
-    let mut request = BytesMut::with_capacity(16);
+    let mut request = Vec::with_capacity(16);
     key.cancel_request(&mut request);
     stream.write_all(&request).await?;
     stream.flush().await?;

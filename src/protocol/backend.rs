@@ -4,7 +4,7 @@
 //! because before the login is complete a server may speak in any encoding.
 
 use super::ProtocolError;
-use crate::error::ServerError;
+use crate::error::{Report, ServerError};
 
 /// A message of the backend, named as in PostgreSQL's manual.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,14 +273,14 @@ fn server_error(fields: &mut Fields<'_>) -> Result<ServerError, ProtocolError> {
         let value = value.get(..ERROR_TEXT_BYTES_MAX).unwrap_or(value);
         *wanted = Some(String::from_utf8_lossy(value).into_owned());
     }
-    Ok(ServerError {
+    Ok(ServerError::from(Report {
         // PgBouncer sends no `V`, and does not translate `S`.
         severity: severity.or(translated_severity).unwrap_or_default(),
         sqlstate: sqlstate.unwrap_or_default(),
         message: message.unwrap_or_default(),
         detail,
         hint,
-    })
+    }))
 }
 
 /// A message body that is read from the front.
@@ -381,13 +381,13 @@ mod tests {
     use super::*;
 
     fn error(sqlstate: &str) -> ServerError {
-        ServerError {
+        ServerError::from(Report {
             severity: String::from("FATAL"),
             sqlstate: String::from(sqlstate),
             message: String::from("m"),
             detail: None,
             hint: Some(String::from("h")),
-        }
+        })
     }
 
     /// One well-formed message of each kind, and what it means.

@@ -12,7 +12,6 @@
 //! next one be sent. Notices and changed parameters may come at any time after the login. A transaction
 //! that is open between requests is an error, unless the caller opens some.
 
-use bytes::{Buf, BytesMut};
 use zeroize::Zeroize;
 
 use super::frames::Frames;
@@ -23,7 +22,7 @@ use crate::error::ServerError;
 /// The protocol's state machine of one session, without any input or output of its own.
 pub struct Connection {
     frames: Frames,
-    out: BytesMut,
+    out: Outgoing,
     phase: Phase,
     transaction: Transaction,
 }
@@ -32,6 +31,26 @@ pub struct Connection {
 struct Transaction {
     status: TransactionStatus,
     expected: bool,
+}
+
+/// Most room for outgoing bytes that is kept when all are sent, in bytes: a lock is asked for in 29.
+const KEPT_BYTES_MAX: usize = 256;
+
+/// What is to be sent, and how much of it has been.
+#[derive(Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outgoing {
+    fn clear(&mut self) {
+        self.sent = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT_BYTES_MAX {
+            self.bytes = Vec::new();
+        }
+    }
 }
 
 enum Phase {
@@ -66,7 +85,7 @@ pub enum Event<'a> {
     /// in between.
     Deriving,
     /// The login is complete and a request may be sent.
-    LoggedIn(ServerIdentity),
+    LoggedIn(Box<ServerIdentity>),
     /// A row of the query's result, `None` for null.
     Row(Vec<Option<&'a [u8]>>),
     /// The called function returned this, `None` for null.
@@ -77,6 +96,17 @@ pub enum Event<'a> {
     Ready,
     /// The server ends the session and says why.
     Ended(ServerError),
+}
+
+/// What a function returns that has no more to say than yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallResult {
+    /// Nothing: it did what it does.
+    Void,
+    /// `false`.
+    False,
+    /// `true`.
+    True,
 }
 
 /// A request was made while the connection could not take one: before the login was complete, before
@@ -96,9 +126,12 @@ impl Connection {
     /// Begins a session with this login and these startup parameters (`user` is added).
     #[must_use]
     pub fn new(credentials: Credentials, parameters: &[(&str, &str)]) -> Self {
-        let mut out = BytesMut::with_capacity(256);
+        let mut out = Outgoing::default();
         let user = [("user", credentials.user.as_str())];
-        frontend::startup_message(user.into_iter().chain(parameters.iter().copied()), &mut out);
+        frontend::startup_message(
+            user.into_iter().chain(parameters.iter().copied()),
+            &mut out.bytes,
+        );
         Self {
             frames: Frames::default(),
             out,
@@ -108,25 +141,30 @@ impl Connection {
     }
 
     /// Where bytes from the backend belong. Whoever puts some there polls for events next.
-    pub fn received(&mut self) -> &mut BytesMut {
+    pub fn received(&mut self) -> &mut Vec<u8> {
         self.frames.space()
+    }
+
+    /// Whether nothing has come that is still to be polled for.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.frames.is_empty()
     }
 
     /// The bytes that are to be sent, in this order.
     #[must_use]
     pub fn outgoing(&self) -> &[u8] {
-        &self.out
+        self.out.bytes.get(self.out.sent..).unwrap_or_default()
     }
 
     /// Says that the first bytes of [`outgoing`](Self::outgoing) were sent.
     pub fn sent(&mut self, count: usize) {
-        let count = count.min(self.out.len());
-        if let (Phase::Login(_), Some(sent)) = (&self.phase, self.out.get_mut(..count)) {
-            // It may have been the password.
-            sent.zeroize();
-        }
-        self.out.advance(count);
-        if self.out.is_empty() {
+        self.out.sent += count;
+        if self.out.sent >= self.out.bytes.len() {
+            if let Phase::Login(_) = self.phase {
+                // It may have been the password.
+                self.out.bytes.zeroize();
+            }
             self.out.clear();
         }
     }
@@ -159,7 +197,7 @@ impl Connection {
         arguments: [&[u8]; N],
     ) -> Result<(), NotReady> {
         self.begin(Request::Call)?;
-        frontend::function_call(function, arguments, &mut self.out);
+        frontend::function_call(function, arguments, &mut self.out.bytes);
         Ok(())
     }
 
@@ -170,14 +208,14 @@ impl Connection {
     /// [`NotReady`] unless the connection is idle.
     pub fn query(&mut self, sql: &str) -> Result<(), NotReady> {
         self.begin(Request::Query)?;
-        frontend::query(sql, &mut self.out);
+        frontend::query(sql, &mut self.out.bytes);
         Ok(())
     }
 
     /// Sends a `Terminate`. Nothing can be asked after it.
     pub fn terminate(&mut self) {
         self.phase = Phase::Over;
-        frontend::terminate(&mut self.out);
+        frontend::terminate(&mut self.out.bytes);
     }
 
     /// What the received bytes say next, or `None` if more of them are needed.
@@ -188,11 +226,27 @@ impl Connection {
     /// can be asked afterwards, and the socket should be closed.
     pub fn poll_event(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
         let Self { phase, frames, out, transaction } = self;
-        let event = next_event(phase, frames, out, transaction);
+        if frames.is_empty() && !matches!(phase, Phase::Login(_)) {
+            return Ok(None);
+        }
+        let event = next_event(phase, frames, &mut out.bytes, transaction);
         if matches!(event, Err(_) | Ok(Some(Event::Ended(_)))) {
             self.phase = Phase::Over;
         }
         event
+    }
+
+    /// What the called function returned, if the answer has come whole and nothing else has: a short cut
+    /// for what nearly every answer is. [`poll_event`](Self::poll_event) would tell the same in two
+    /// events, and tells everything else.
+    pub fn take_call_result(&mut self) -> Option<CallResult> {
+        let Phase::Busy { request: Request::Call, answer: Answer::Pending } = self.phase else {
+            return None;
+        };
+        let result = self.frames.take_call_answer()?;
+        self.phase = Phase::Idle;
+        self.transaction.status = TransactionStatus::Idle;
+        Some(result)
     }
 
     fn begin(&mut self, request: Request) -> Result<(), NotReady> {
@@ -208,7 +262,7 @@ impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
             .field("during", &self.phase.name())
-            .field("outgoing_bytes", &self.out.len())
+            .field("outgoing_bytes", &self.outgoing().len())
             .finish_non_exhaustive()
     }
 }
@@ -228,7 +282,7 @@ impl Phase {
 fn next_event<'a>(
     phase: &mut Phase,
     frames: &'a mut Frames,
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
     transaction: &mut Transaction,
 ) -> Result<Option<Event<'a>>, ProtocolError> {
     if let Phase::Login(login) = phase {

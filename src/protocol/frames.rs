@@ -2,9 +2,7 @@
 
 use std::ffi::CStr;
 
-use bytes::{Buf, BytesMut};
-
-use super::{BackendMessage, ProtocolError};
+use super::{BackendMessage, CallResult, ProtocolError};
 
 /// Longest backend message body accepted, in bytes: for what a server says in its own words.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
@@ -32,8 +30,10 @@ const KEPT_BYTES_MAX: usize = 16 << 10;
 /// The bytes received and not yet taken as messages.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    buffer: BytesMut,
-    /// Length of the message that was handed out last, still at the front of the buffer.
+    buffer: Vec<u8>,
+    /// How many bytes at the front of the buffer belong to messages that are done with.
+    start: usize,
+    /// Length of the message that was handed out last, still the first in the buffer.
     taken: usize,
     /// Whether a message made the buffer larger than what is kept.
     enlarged: bool,
@@ -48,50 +48,85 @@ impl Frames {
     }
 
     /// Where received bytes belong, with room for some.
-    pub(super) fn space(&mut self) -> &mut BytesMut {
+    pub(super) fn space(&mut self) -> &mut Vec<u8> {
         self.discard_taken();
-        self.buffer.reserve(READ_BYTES);
+        self.move_to_front();
+        self.buffer.reserve_exact(READ_BYTES);
         &mut self.buffer
+    }
+
+    /// Whether nothing is here, not even a message that was handed out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
     }
 
     /// The next message, if it has come whole. It is checked once its length has come, so that a
     /// length out of bounds costs no memory.
     pub(super) fn next(&mut self) -> Result<Option<BackendMessage<'_>>, ProtocolError> {
         self.discard_taken();
-        let Some((&tag, rest)) = self.buffer.split_first() else { return Ok(None) };
+        let Some((&tag, rest)) = self.pending().split_first() else { return Ok(None) };
         let Some(length) = rest.first_chunk().copied().map(u32::from_be_bytes) else {
             return Ok(None);
         };
         let body_bytes = match self.body_bytes(tag, length) {
             Ok(body_bytes) => body_bytes,
-            Err(error) => return self.unframed_error(tag, length, error).map(|()| None),
+            Err(error) => return self.unframed_error(length, error).map(|()| None),
         };
         let frame_bytes = HEADER_BYTES + body_bytes;
         self.enlarged |= frame_bytes > KEPT_BYTES_MAX;
-        if self.buffer.len() < frame_bytes {
+        if self.pending().len() < frame_bytes {
             self.make_room(frame_bytes + READ_BYTES);
             return Ok(None);
         }
         self.taken = frame_bytes;
-        let body = self.buffer.get(HEADER_BYTES..frame_bytes).unwrap_or_default();
+        let body = self.pending().get(HEADER_BYTES..frame_bytes).unwrap_or_default();
         BackendMessage::decode(tag, body).map(Some)
+    }
+
+    /// The bytes that are not yet done with.
+    fn pending(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+
+    /// Takes the answer to a call if it is whole and all that has come: its result, which is void or a
+    /// boolean, and `ReadyForQuery` outside a transaction.
+    pub(super) fn take_call_answer(&mut self) -> Option<CallResult> {
+        self.discard_taken();
+        let result = match self.pending() {
+            [b'V', 0, 0, 0, 8, 0, 0, 0, 0, b'Z', 0, 0, 0, 5, b'I'] => CallResult::Void,
+            [b'V', 0, 0, 0, 9, 0, 0, 0, 1, 0, b'Z', 0, 0, 0, 5, b'I'] => CallResult::False,
+            [b'V', 0, 0, 0, 9, 0, 0, 0, 1, 1, b'Z', 0, 0, 0, 5, b'I'] => CallResult::True,
+            _ => return None,
+        };
+        self.taken = self.pending().len();
+        self.discard_taken();
+        Some(result)
     }
 
     /// Lets the buffer hold so many bytes and no more. Left to itself it would double, past any limit
     /// that the length of a message sets.
     fn make_room(&mut self, bytes: usize) {
-        if !self.buffer.try_reclaim(bytes.saturating_sub(self.buffer.len())) {
-            let mut longer = BytesMut::with_capacity(bytes);
-            longer.extend_from_slice(&self.buffer);
-            self.buffer = longer;
+        self.move_to_front();
+        self.buffer.reserve_exact(bytes.saturating_sub(self.buffer.len()));
+    }
+
+    fn move_to_front(&mut self) {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
         }
     }
 
     /// Drops the message that was handed out last, and what it needed of memory beyond the usual.
     fn discard_taken(&mut self) {
-        self.buffer.advance(std::mem::take(&mut self.taken));
-        if self.buffer.is_empty() && std::mem::take(&mut self.enlarged) {
-            self.buffer = BytesMut::new();
+        self.start += std::mem::take(&mut self.taken);
+        if self.start < self.buffer.len() {
+            return;
+        }
+        self.start = 0;
+        self.buffer.clear();
+        if std::mem::take(&mut self.enlarged) {
+            self.buffer = Vec::new();
         }
     }
 
@@ -99,17 +134,12 @@ impl Frames {
     /// a line of text, a NUL. Its text then poses as a length, an enormous one, because no text begins
     /// with a byte smaller than a space. The length is the error all the same unless the NUL comes soon
     /// enough. How the bytes were split must not matter, so what lies past the limit is not looked at.
-    fn unframed_error(
-        &self,
-        tag: u8,
-        length: u32,
-        error: ProtocolError,
-    ) -> Result<(), ProtocolError> {
+    fn unframed_error(&self, length: u32, error: ProtocolError) -> Result<(), ProtocolError> {
         let is_text = length >= u32::from_be_bytes([b' ', 0, 0, 0]);
-        if self.authenticated || tag != b'E' || !is_text {
-            return Err(error);
-        }
-        let text = self.buffer.get(1..).unwrap_or_default();
+        let text = match self.pending().strip_prefix(b"E") {
+            Some(text) if is_text && !self.authenticated => text,
+            _ => return Err(error),
+        };
         let text = text.get(..LOGIN_ERROR_BODY_BYTES_MAX).unwrap_or(text);
         match CStr::from_bytes_until_nul(text) {
             Ok(line) => Err(ProtocolError::Unframed { text: readable(&line.to_string_lossy()) }),

@@ -1,21 +1,26 @@
 //! The messages that a frontend sends, each written to the end of a buffer.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 
 /// Protocol 3.0: the major version in the upper half, the minor one in the lower.
 pub(super) const PROTOCOL_VERSION: u32 = 3 << 16;
 const CANCEL_REQUEST_CODE: u32 = 80_877_102;
 const SSL_REQUEST_CODE: u32 = 80_877_103;
 
+/// Room that is made at once for a message: enough for every call.
+const SHORT_FRAME_BYTES: usize = 48;
+
 /// Parameters and results in binary, not as text.
 const BINARY: u16 = 1;
+/// The same for all parameters.
+const ONE_FORMAT_BINARY: [u8; 4] = [0, 1, 0, 1];
 
 /// `StartupMessage`: the first message of a session.
 ///
 /// Each text ends at its first NUL, if it has one: what follows could pose as another parameter.
 pub fn startup_message<'a>(
     parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
 ) {
     length_prefixed(out, |out| {
         out.put_u32(PROTOCOL_VERSION);
@@ -29,13 +34,13 @@ pub fn startup_message<'a>(
 
 /// `SSLRequest`: asks, before anything else, to go on in TLS. The answer is one byte; see
 /// [`SslReply`](super::SslReply).
-pub fn ssl_request(out: &mut BytesMut) {
+pub fn ssl_request(out: &mut Vec<u8>) {
     length_prefixed(out, |out| out.put_u32(SSL_REQUEST_CODE));
 }
 
 /// `CancelRequest`: on a connection of its own, asks the server to interrupt what the session is
 /// doing. There is no answer but the end of the connection.
-pub fn cancel_request(process_id: i32, secret_key: &[u8], out: &mut BytesMut) {
+pub fn cancel_request(process_id: i32, secret_key: &[u8], out: &mut Vec<u8>) {
     length_prefixed(out, |out| {
         out.put_u32(CANCEL_REQUEST_CODE);
         out.put_i32(process_id);
@@ -44,12 +49,12 @@ pub fn cancel_request(process_id: i32, secret_key: &[u8], out: &mut BytesMut) {
 }
 
 /// `PasswordMessage`: a password in clear, or its MD5 hash.
-pub fn password_message(password: &str, out: &mut BytesMut) {
+pub fn password_message(password: &str, out: &mut Vec<u8>) {
     frame(b'p', out, |out| put_text(password, out));
 }
 
 /// `SASLInitialResponse`: the mechanism that the client picked, and its first message.
-pub fn sasl_initial_response(mechanism: &str, response: &[u8], out: &mut BytesMut) {
+pub fn sasl_initial_response(mechanism: &str, response: &[u8], out: &mut Vec<u8>) {
     frame(b'p', out, |out| {
         put_text(mechanism, out);
         length_prefixed_field(response, out);
@@ -57,22 +62,21 @@ pub fn sasl_initial_response(mechanism: &str, response: &[u8], out: &mut BytesMu
 }
 
 /// `SASLResponse`: a further message of the mechanism.
-pub fn sasl_response(response: &[u8], out: &mut BytesMut) {
+pub fn sasl_response(response: &[u8], out: &mut Vec<u8>) {
     frame(b'p', out, |out| out.put_slice(response));
 }
 
 /// `Query`: runs the statements in `sql`, which ends at its first NUL, if it has one.
-pub fn query(sql: &str, out: &mut BytesMut) {
+pub fn query(sql: &str, out: &mut Vec<u8>) {
     frame(b'Q', out, |out| put_text(sql, out));
 }
 
 /// `FunctionCall`: runs the function with this object identifier, without parsing or planning.
 /// Arguments and result are binary.
-pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: &mut BytesMut) {
+pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: &mut Vec<u8>) {
     frame(b'F', out, |out| {
         out.put_u32(function);
-        out.put_u16(1);
-        out.put_u16(BINARY);
+        out.put_slice(&ONE_FORMAT_BINARY);
         out.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
         for argument in arguments {
             length_prefixed_field(argument, out);
@@ -82,18 +86,19 @@ pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: 
 }
 
 /// `Terminate`: ends the session; the server releases its locks and then closes the socket.
-pub fn terminate(out: &mut BytesMut) {
+pub fn terminate(out: &mut Vec<u8>) {
     frame(b'X', out, |_| {});
 }
 
 /// A message: its type byte, its length, its body.
-fn frame(tag: u8, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+fn frame(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    out.reserve(SHORT_FRAME_BYTES);
     out.put_u8(tag);
     length_prefixed(out, body);
 }
 
 /// A body behind its length, which counts itself.
-fn length_prefixed(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+fn length_prefixed(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.put_u32(0);
     body(out);
@@ -104,12 +109,12 @@ fn length_prefixed(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
 }
 
 /// A field behind its length, which does not count itself.
-fn length_prefixed_field(field: &[u8], out: &mut BytesMut) {
+fn length_prefixed_field(field: &[u8], out: &mut Vec<u8>) {
     out.put_u32(u32::try_from(field.len()).unwrap_or(u32::MAX));
     out.put_slice(field);
 }
 
-fn put_text(text: &str, out: &mut BytesMut) {
+fn put_text(text: &str, out: &mut Vec<u8>) {
     let text = text.split('\0').next().unwrap_or_default();
     out.put_slice(text.as_bytes());
     out.put_u8(0);
@@ -119,10 +124,10 @@ fn put_text(text: &str, out: &mut BytesMut) {
 mod tests {
     use super::*;
 
-    fn written(write: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
-        let mut out = BytesMut::new();
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = Vec::new();
         write(&mut out);
-        out.to_vec()
+        out
     }
 
     #[test]

@@ -16,8 +16,6 @@
 //! The server chooses the method, so whoever stands in for it can choose a weak one. What
 //! [`Credentials`] demand is checked on every way out of `Greeted`, before an answer is written: a
 //! refused server has seen nothing but the startup message.
-
-use bytes::BytesMut;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
@@ -118,7 +116,7 @@ impl CancelKey {
     }
 
     /// Writes the `CancelRequest` for this session.
-    pub fn cancel_request(&self, out: &mut BytesMut) {
+    pub fn cancel_request(&self, out: &mut Vec<u8>) {
         frontend::cancel_request(self.process_id, &self.secret, out);
     }
 }
@@ -176,7 +174,7 @@ pub(super) enum Step {
     /// The server knows who we are and we know what it proved: its later messages may be longer.
     Accepted,
     /// The login is complete.
-    Complete(ServerIdentity),
+    Complete(Box<ServerIdentity>),
 }
 
 impl Login {
@@ -195,7 +193,7 @@ impl Login {
 
     /// Goes on with the password's derivation, if that is where the login is. The result says
     /// whether it was.
-    pub(super) fn derive(&mut self, out: &mut BytesMut) -> bool {
+    pub(super) fn derive(&mut self, out: &mut Vec<u8>) -> bool {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Deriving(derivation) => {
                 self.state = match derivation.run(ROUNDS_PER_STEP) {
@@ -217,7 +215,7 @@ impl Login {
     pub(super) fn handle(
         &mut self,
         message: BackendMessage<'_>,
-        out: &mut BytesMut,
+        out: &mut Vec<u8>,
     ) -> Result<Step, ProtocolError> {
         match message {
             BackendMessage::Authentication(request) => self.authenticate(request, out),
@@ -244,7 +242,7 @@ impl Login {
     fn authenticate(
         &mut self,
         request: Authentication<'_>,
-        out: &mut BytesMut,
+        out: &mut Vec<u8>,
     ) -> Result<Step, ProtocolError> {
         let state = std::mem::replace(&mut self.state, State::Failed);
         self.state = match (state, request) {
@@ -364,13 +362,13 @@ impl Login {
 
     fn complete(&mut self) -> Result<Step, ProtocolError> {
         let cancel_key = self.cancel_key.take().ok_or(ProtocolError::NoCancelKey)?;
-        Ok(Step::Complete(ServerIdentity {
+        Ok(Step::Complete(Box::new(ServerIdentity {
             cancel_key,
             server_version: self.server_version.take(),
             in_hot_standby: self.in_hot_standby,
             authentication: self.authentication,
             channel_bound: self.channel_bound,
-        }))
+        })))
     }
 }
 

@@ -70,7 +70,7 @@ mod ssl;
 pub use crate::auth::{AuthMethod, AuthMethods, AuthMethodsError, ChannelBindingPolicy};
 pub use backend::{Authentication, BackendMessage, TransactionStatus};
 pub use certificate::tls_server_end_point;
-pub use connection::{Connection, Event, NotReady};
+pub use connection::{CallResult, Connection, Event, NotReady};
 pub use error::{ProtocolError, Unbound};
 pub use frames::{BODY_BYTES_MAX, RESULT_BODY_BYTES_MAX};
 pub use login::{CancelKey, Credentials, ServerIdentity, Transport};

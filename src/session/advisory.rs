@@ -4,7 +4,7 @@ use crate::key::{Key, Kind, Mode};
 use crate::protocol::{Connection, NotReady, TransactionStatus};
 
 /// A lock as the server knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LockId {
     pub(crate) key: Key,
     pub(crate) mode: Mode,

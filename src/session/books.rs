@@ -1,13 +1,13 @@
 //! Which locks a session holds, and how many times over.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::advisory::LockId;
 
 /// The levels of each lock. The server knows of one, from the first until the last is released.
 #[derive(Debug, Default)]
 pub(super) struct Books {
-    levels: HashMap<LockId, u64>,
+    levels: BTreeMap<LockId, u64>,
 }
 
 impl Books {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::future::poll_fn;
 use std::time::Duration;
 
 use super::advisory::Means;
@@ -107,9 +106,7 @@ fn means(
 }
 
 async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
-    wire.ask(Ask::Query(sql))?;
-    let outcome = poll_fn(|cx| wire.poll_outcome(cx)).await;
-    match outcome.map_err(Error::while_connecting)? {
+    match wire.request(Ask::Query(sql)).await.map_err(Error::while_connecting)? {
         Outcome::Row(row) => Ok(Ok(row)),
         Outcome::Failed(error) => Ok(Err(error)),
         Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => {

@@ -57,7 +57,7 @@ async fn pass_messages(stream: &mut Stream, connection: &mut Connection) -> Resu
         }
         stream.flush().await.map_err(login_broken)?;
         match connection.poll_event().map_err(login_failed)? {
-            Some(Event::LoggedIn(identity)) => return Ok(identity),
+            Some(Event::LoggedIn(identity)) => return Ok(*identity),
             Some(Event::Ended(error)) => return Err(login_refused(error)),
             // The derivation takes time: let other tasks run, and the deadline pass.
             Some(Event::Deriving) => tokio::task::yield_now().await,

@@ -36,7 +36,8 @@ use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
 use crate::error::ServerError;
-use crate::protocol::{Connection, Event, NotReady, ProtocolError, TransactionStatus};
+use crate::fence::Fence;
+use crate::protocol::{CallResult, Connection, Event, NotReady, ProtocolError, TransactionStatus};
 
 /// How long the server may take to answer anything but a wait.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -47,9 +48,10 @@ pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a transaction that nobody waits for any more may take to open.
 pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// Pause between two `CancelRequest`s: doubled from the first of these to the last.
+/// Pause between the first two `CancelRequest`s. Each is twice as long as the one before, up to a limit.
 const CANCEL_AGAIN_AFTER: Duration = Duration::from_millis(10);
-const CANCEL_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
+/// How often the pause doubles.
+const CANCEL_PAUSE_DOUBLINGS_MAX: u32 = 7;
 
 /// How often an unlock that fails is tried again before the session is given up.
 const UNLOCKS_MAX: u32 = 5;
@@ -71,7 +73,7 @@ pub(crate) enum Ask {
     /// Runs a query that has one row.
     Query(String),
     /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
-    Fence { lock: LockId, held: Held, sql: String },
+    Fence { lock: LockId, held: Held },
 }
 
 /// Whether a lock is in the books already.
@@ -160,8 +162,6 @@ struct Asked {
     answer: Option<Answer>,
     /// When the server has to have answered, unless the request is a wait.
     answer_by: Instant,
-    /// How long that is.
-    patience: Duration,
     /// Whether anybody waits for the outcome.
     wanted: bool,
 }
@@ -172,7 +172,7 @@ struct Withdrawing {
     ask: Ask,
     answer: Option<Answer>,
     cancel: Cancel,
-    cancel_again_after: Duration,
+    cancels_ended: u32,
     give_up_at: Instant,
     reason: Reason,
 }
@@ -217,7 +217,7 @@ enum Cancel {
 /// What the server said to a request, before `ReadyForQuery`.
 #[derive(Debug)]
 enum Answer {
-    Returned(Verdict),
+    Returned(CallResult),
     Row(Row),
     Failed(ServerError),
 }
@@ -230,6 +230,16 @@ impl Machine {
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
         &mut self.connection
+    }
+
+    /// Whether nothing is outgoing.
+    pub(crate) fn is_all_sent(&self) -> bool {
+        self.connection.outgoing().is_empty()
+    }
+
+    /// Whether nothing has come that [`poll`](Self::poll) has not seen.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.connection.is_drained()
     }
 
     /// Holds locks by these means from now on.
@@ -260,18 +270,14 @@ impl Machine {
         matches!(self.state, State::Idle)
     }
 
-    /// Sends a request. The machine has to be idle.
-    pub(crate) fn ask(&mut self, ask: Ask, now: Instant) -> Result<(), NotReady> {
+    /// Sends a request, and says when to poll at the latest, as [`Action::Wait`] does. The machine has to
+    /// be idle.
+    pub(crate) fn ask(&mut self, ask: Ask, now: Instant) -> Result<Option<Instant>, NotReady> {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        let asked = Asked {
-            ask,
-            answer: None,
-            answer_by: now + ANSWER_WITHIN,
-            patience: ANSWER_WITHIN,
-            wanted: true,
-        };
+        let asked = Asked { ask, answer: None, answer_by: now + ANSWER_WITHIN, wanted: true };
+        let until = asked.until();
         let takes = matches!(asked.ask, Ask::Lock(..) | Ask::TryLock(_));
         self.state = match &self.means {
             Means::Transaction { begin, .. } if takes => {
@@ -283,7 +289,7 @@ impl Machine {
                 State::Asked(asked)
             }
         };
-        Ok(())
+        Ok(until)
     }
 
     fn send(&mut self, ask: &Ask) -> Result<(), NotReady> {
@@ -291,7 +297,8 @@ impl Machine {
             Ask::Lock(lock, _) => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
-            Ask::Query(sql) | Ask::Fence { sql, .. } => return self.connection.query(sql),
+            Ask::Query(sql) => return self.connection.query(sql),
+            Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -309,9 +316,26 @@ impl Machine {
     /// Reports that the socket of the last `CancelRequest` has ended, in whatever way.
     pub(crate) fn cancel_ended(&mut self, now: Instant) {
         if let State::Withdrawing(withdrawing) = &mut self.state {
-            withdrawing.cancel = Cancel::Due(now + withdrawing.cancel_again_after);
-            withdrawing.cancel_again_after =
-                (withdrawing.cancel_again_after * 2).min(CANCEL_AGAIN_AFTER_MAX);
+            let doublings = withdrawing.cancels_ended.min(CANCEL_PAUSE_DOUBLINGS_MAX);
+            withdrawing.cancel = Cancel::Due(now + CANCEL_AGAIN_AFTER * (1 << doublings));
+            withdrawing.cancels_ended += 1;
+        }
+    }
+
+    /// The outcome of a request that was answered as it nearly always is: at once, and with nothing to do
+    /// after it. For everything else there is [`poll`](Self::poll), which needs to know the time.
+    pub(crate) fn take_outcome(&mut self) -> Option<Outcome> {
+        let State::Asked(asked @ Asked { answer: None, .. }) = &mut self.state else { return None };
+        let result = self.connection.take_call_result()?;
+        match asked.ask.plain_outcome(result) {
+            Some(outcome) if asked.wanted => {
+                self.state = State::Idle;
+                Some(outcome)
+            }
+            _ => {
+                asked.answer = Some(Answer::Returned(result));
+                None
+            }
         }
     }
 
@@ -442,13 +466,13 @@ impl Machine {
         }
         match &mut self.state {
             State::Idle => Ok(Action::Wait { until: None }),
-            State::Asked(Asked { ask: Ask::Lock(_, until), .. })
-            | State::Opening(Asked { ask: Ask::Lock(_, until), wanted: true, .. }) => {
-                Ok(Action::Wait { until: *until })
+            State::Asked(asked @ Asked { ask: Ask::Lock(..), .. })
+            | State::Opening(asked @ Asked { ask: Ask::Lock(..), wanted: true, .. }) => {
+                Ok(Action::Wait { until: asked.until() })
             }
             State::Opening(Asked { answer_by, .. }) if *answer_by <= now => Err(Loss::NotServed),
-            State::Asked(Asked { answer_by, patience, .. }) if *answer_by <= now => {
-                Err(Loss::Silent(*patience))
+            State::Asked(Asked { answer_by, wanted, .. }) if *answer_by <= now => {
+                Err(Loss::Silent(if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN }))
             }
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
                 Ok(Action::Wait { until: Some(*answer_by) })
@@ -475,7 +499,7 @@ impl Machine {
                     ask: ask.clone(),
                     answer: answer.take(),
                     cancel: Cancel::Due(now),
-                    cancel_again_after: CANCEL_AGAIN_AFTER,
+                    cancels_ended: 0,
                     give_up_at,
                     reason,
                 });
@@ -488,7 +512,6 @@ impl Machine {
             State::Asked(asked) if reason == Reason::Unwanted && asked.wanted => {
                 asked.wanted = false;
                 asked.answer_by = asked.answer_by.min(give_up_at);
-                asked.patience = asked.patience.min(SETTLE_WITHIN);
             }
             State::Withdrawing(Withdrawing { reason: known, .. })
             | State::Settling(Settling { reason: known, .. })
@@ -522,6 +545,18 @@ impl Ask {
             Self::Query(_) => None,
         }
     }
+
+    /// What follows from what the function returned, if nothing is to be done about it.
+    fn plain_outcome(&self, result: CallResult) -> Option<Outcome> {
+        match (self, result) {
+            (Self::Lock(..), CallResult::Void) | (Self::TryLock(_), CallResult::True) => {
+                Some(Outcome::Acquired)
+            }
+            (Self::TryLock(_), CallResult::False) => Some(Outcome::NotAcquired),
+            (Self::Unlock(_), CallResult::True) => Some(Outcome::Released),
+            _ => None,
+        }
+    }
 }
 
 impl State {
@@ -541,6 +576,14 @@ impl State {
 }
 
 impl Asked {
+    /// When something is due if there is no answer.
+    fn until(&self) -> Option<Instant> {
+        match self.ask {
+            Ask::Lock(_, until) => until,
+            _ => Some(self.answer_by),
+        }
+    }
+
     fn begun(mut self, now: Instant) -> Result<Next, Loss> {
         match self.answer.take() {
             Some(Answer::Row(row)) => {
@@ -578,13 +621,11 @@ impl Asked {
             (Ask::Unlock(lock), Answer::Failed(_)) => settle(lock, Outcome::Released),
             (_, Answer::Failed(error)) => done(Outcome::Failed(error)),
             (ask, answer) => match (ask, answer.of(means)?) {
-                (Ask::Lock(..), Verdict::Void) => done(Outcome::Acquired),
-                (Ask::TryLock(_), Verdict::True) if self.wanted => done(Outcome::Acquired),
-                (Ask::TryLock(lock), Verdict::True) => settle(lock, Outcome::NotAcquired),
-                (Ask::TryLock(_), Verdict::False) => done(Outcome::NotAcquired),
-                (Ask::Unlock(_), Verdict::True) => done(Outcome::Released),
-                (Ask::Unlock(lock), Verdict::False) => Err(Loss::NotHeld(lock)),
-                _ => Err(unexpected_answer()),
+                (Ask::TryLock(lock), CallResult::True) if !self.wanted => {
+                    settle(lock, Outcome::NotAcquired)
+                }
+                (Ask::Unlock(lock), CallResult::False) => Err(Loss::NotHeld(lock)),
+                (ask, result) => done(ask.plain_outcome(result).ok_or_else(unexpected_answer)?),
             },
         }
     }
@@ -612,8 +653,8 @@ impl Withdrawing {
             // A token that was cancelled may have come without what it waited for.
             (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
             (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
-                (Verdict::Void, Reason::Unwanted) => Outcome::NotAcquired,
-                (Verdict::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
+                (CallResult::Void, Reason::Unwanted) => Outcome::NotAcquired,
+                (CallResult::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
                 _ => return Err(unexpected_answer()),
             },
             _ => return Err(unexpected_answer()),
@@ -650,20 +691,22 @@ impl Settling {
             (Some(Answer::Failed(_)), _) => return self.unlock_again(),
             (Some(answer), _) => answer.of(means)?,
             // The end of a transaction has no row, and whatever it held is released.
-            (None, Means::Transaction { .. }) => Verdict::False,
+            (None, Means::Transaction { .. }) => CallResult::False,
             (None, _) => return Err(unexpected_answer()),
         };
         match (self.step, verdict) {
-            (Settle::Unlock, Verdict::True) if missed => {
+            (Settle::Unlock, CallResult::True) if missed => {
                 Ok(Next::Settle(Self { step: Settle::TryAgain, answer: None, ..self }))
             }
-            (Settle::Unlock, Verdict::True | Verdict::False)
-            | (Settle::TryAgain, Verdict::False) => Ok(Next::Done(Some(self.lock), self.outcome)),
-            (Settle::TryAgain, Verdict::True) if missed => {
+            (Settle::Unlock, CallResult::True | CallResult::False)
+            | (Settle::TryAgain, CallResult::False) => {
+                Ok(Next::Done(Some(self.lock), self.outcome))
+            }
+            (Settle::TryAgain, CallResult::True) if missed => {
                 Ok(Next::Done(Some(self.lock), Outcome::Acquired))
             }
-            (Settle::TryAgain, Verdict::True) => self.unlock_again(),
-            (_, Verdict::Void) => Err(unexpected_answer()),
+            (Settle::TryAgain, CallResult::True) => self.unlock_again(),
+            (_, CallResult::Void) => Err(unexpected_answer()),
         }
     }
 
@@ -678,19 +721,11 @@ impl Settling {
     }
 }
 
-/// What a function said of a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Void,
-    False,
-    True,
-}
-
 impl Answer {
     /// What this says of a lock that was asked for by these means.
-    fn of(&self, means: &Means) -> Result<Verdict, Loss> {
+    fn of(&self, means: &Means) -> Result<CallResult, Loss> {
         match (self, means.process_id()) {
-            (Self::Returned(verdict), None) => Ok(*verdict),
+            (Self::Returned(result), None) => Ok(*result),
             (Self::Row(row), Some(expected)) => {
                 let [Some(process_id), Some(value)] = row.as_slice() else {
                     return Err(unexpected_answer());
@@ -699,9 +734,9 @@ impl Answer {
                     return Err(Loss::Moved);
                 }
                 match value.as_str() {
-                    "" => Ok(Verdict::Void),
-                    "t" => Ok(Verdict::True),
-                    "f" => Ok(Verdict::False),
+                    "" => Ok(CallResult::Void),
+                    "t" => Ok(CallResult::True),
+                    "f" => Ok(CallResult::False),
                     _ => Err(unexpected_answer()),
                 }
             }
@@ -712,9 +747,9 @@ impl Answer {
 
 fn returned(value: Option<&[u8]>) -> Result<Answer, ProtocolError> {
     match value {
-        Some([]) => Ok(Answer::Returned(Verdict::Void)),
-        Some([0]) => Ok(Answer::Returned(Verdict::False)),
-        Some([1]) => Ok(Answer::Returned(Verdict::True)),
+        Some([]) => Ok(Answer::Returned(CallResult::Void)),
+        Some([0]) => Ok(Answer::Returned(CallResult::False)),
+        Some([1]) => Ok(Answer::Returned(CallResult::True)),
         _ => Err(ProtocolError::InvalidField { tag: b'V', field: "function result" }),
     }
 }

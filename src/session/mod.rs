@@ -138,7 +138,7 @@ impl Session {
     /// Dropping this future withdraws the request; a lock granted meanwhile is released.
     pub async fn try_lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<bool> {
         let lock = LockId { key: key.into(), mode };
-        self.ready().await?;
+        self.settled().await?;
         if self.stack(lock).await? {
             return Ok(true);
         }
@@ -224,7 +224,7 @@ impl Session {
         mode: Mode,
     ) -> Result<Option<Fence>> {
         let lock = LockId { key: key.into(), mode };
-        self.ready().await?;
+        self.settled().await?;
         self.check_fences(lock)?;
         if self.books.level(lock) > 0 {
             return self.fence(lock, Held::Before, None).await.map(Some);
@@ -254,7 +254,7 @@ impl Session {
     pub async fn lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Fence> {
         let lock = LockId { key: key.into(), mode };
         let wait = self.signal.as_ref().map(Signal::wait);
-        self.ready_within(lock, None, wait.as_ref()).await?;
+        self.settled_within(lock, None, wait.as_ref()).await?;
         self.check_fences(lock)?;
         if self.books.level(lock) > 0 {
             return self.fence(lock, Held::Before, wait.as_ref()).await;
@@ -280,16 +280,19 @@ impl Session {
     /// tells.
     pub async fn unlock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
         let lock = LockId { key: key.into(), mode };
-        self.ready().await?;
-        if self.books.level(lock) == 0 {
-            return Err(not_held(lock));
+        self.settled().await?;
+        match self.books.level(lock) {
+            0 => {
+                self.ready().await?;
+                Err(not_held(lock))
+            }
+            1 => self.perform(Ask::Unlock(lock), None).await.map(|_| ()),
+            _ => {
+                self.catch_up().await?;
+                self.books.unstack(lock);
+                Ok(())
+            }
         }
-        if self.books.level(lock) > 1 {
-            self.catch_up().await?;
-            self.books.unstack(lock);
-            return Ok(());
-        }
-        self.perform(Ask::Unlock(lock), None).await.map(|_| ())
     }
 
     /// How many levels of the lock the session holds, as far as it knows: see
@@ -383,7 +386,7 @@ impl Session {
     /// Waits for the lock, and enters it into the books if it was granted in time.
     async fn wait_and_enter(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
         let wait = self.signal.as_ref().map(Signal::wait);
-        if !self.ready_within(lock, until, wait.as_ref()).await? {
+        if !self.settled_within(lock, until, wait.as_ref()).await? {
             return Ok(false);
         }
         if self.stack(lock).await? {
@@ -412,25 +415,25 @@ impl Session {
         Ok(acquired)
     }
 
-    /// Gets ready, unless time runs out or the wait is cancelled before: a dropped request may still
-    /// have to be settled. The result says whether there is time left.
-    async fn ready_within(
+    /// Waits until dropped requests are settled, unless time runs out or the wait is cancelled before. The
+    /// result says whether there is time left.
+    async fn settled_within(
         &mut self,
         lock: LockId,
         until: Option<Instant>,
         wait: Option<&Cancellable>,
     ) -> Result<bool> {
-        let mut ready = pin!(self.ready());
-        let ready = poll_fn(|cx| {
+        let mut settled = pin!(self.settled());
+        let settled = poll_fn(|cx| {
             if wait.is_some_and(|wait| wait.poll_asked(cx)) {
                 return Poll::Ready(Err(cancelled(lock)));
             }
-            ready.as_mut().poll(cx).map(|ready| ready.map(|_| ()))
+            settled.as_mut().poll(cx)
         });
         match until {
-            None => ready.await.map(|()| true),
-            Some(until) => match timeout_at(until.into(), ready).await {
-                Ok(ready) => ready.map(|()| true),
+            None => settled.await.map(|()| true),
+            Some(until) => match timeout_at(until.into(), settled).await {
+                Ok(settled) => settled.map(|()| true),
                 Err(_) => Ok(false),
             },
         }
@@ -483,7 +486,7 @@ impl Session {
         held: Held,
         wait: Option<&Cancellable>,
     ) -> Result<Fence> {
-        let ask = Ask::Fence { lock, held, sql: Fence::query(lock.key) };
+        let ask = Ask::Fence { lock, held };
         match self.perform(ask, wait).await? {
             Outcome::Row(row) => {
                 let fence = Fence::from_row(&row).ok_or_else(|| self.gone(unreadable_fence()))?;
@@ -507,9 +510,12 @@ impl Session {
         }
     }
 
-    /// Waits for the wire, if a dropped request is still being settled on it, and looks whether the
-    /// session is alive as far as can be seen without asking the server.
-    async fn ready(&mut self) -> Result<&mut Wire> {
+    /// Waits for the wire, if a dropped request is still being settled on it. Whether the session is
+    /// alive shows when the server is asked next.
+    async fn settled(&mut self) -> Result<()> {
+        if matches!(&self.place, Place::Here(wire) if !wire.is_busy()) {
+            return Ok(());
+        }
         // A future that was forgotten instead of dropped leaves its request behind.
         self.settle_elsewhere();
         if let Place::Away(returning) = &mut self.place {
@@ -519,6 +525,16 @@ impl Session {
                 Err(error) => return Err(self.gone(error)),
             }
         }
+        match &self.place {
+            Place::Gone(error) => Err(error.clone()),
+            Place::Here(_) | Place::Away(_) => Ok(()),
+        }
+    }
+
+    /// As [`settled`](Self::settled), and looks whether the session is alive as far as can be seen without
+    /// asking the server.
+    async fn ready(&mut self) -> Result<&mut Wire> {
+        self.settled().await?;
         if let Place::Here(wire) = &mut self.place {
             let seen = poll_fn(|cx| Poll::Ready(wire.poll_idle(cx))).await;
             if let Poll::Ready(error) = seen {
@@ -551,20 +567,24 @@ impl Session {
 
     /// Sends a request and sees it through.
     async fn perform(&mut self, ask: Ask, wait: Option<&Cancellable>) -> Result<Outcome> {
-        let Place::Here(wire) = &mut self.place else { return Err(abandoned()) };
         if let Ask::Unlock(lock) = &ask {
             self.books.strike(*lock);
         }
-        if let Err(error) = wire.ask(ask) {
-            return Err(self.gone(error));
-        }
+        let mut ask = Some(ask);
         let attempt = Attempt(self);
         let outcome = poll_fn(|cx| {
             let Place::Here(wire) = &mut attempt.0.place else {
                 return Poll::Ready(Err(abandoned()));
             };
-            if wait.is_some_and(|wait| wait.poll_asked(cx)) {
-                wire.machine().cancel(now());
+            let is_cancelled = wait.is_some_and(|wait| wait.poll_asked(cx));
+            if let Some(ask) = ask.take() {
+                let polled = wire.poll_ask(ask, cx);
+                if polled.is_ready() || !is_cancelled {
+                    return polled;
+                }
+            }
+            if is_cancelled {
+                wire.cancel();
             }
             wire.poll_outcome(cx)
         })

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -28,12 +28,26 @@ pub(super) struct Wire {
     peer: Peer,
     /// The `CancelRequest` that is open. Dropping it early could let its signal hit a later request.
     cancel: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    /// What the machine waits for; nothing while there is news for it.
+    waiting: Option<Waiting>,
     /// Rings at the machine's next time or before: it is only set when it has to be earlier.
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Alarm>,
     /// Whether TLS may hold back some of what was written.
     unflushed: bool,
     /// Why nothing more can be sent. What the server had to say may still be read.
     send_error: Option<io::Error>,
+}
+
+/// The machine has nothing to do until bytes have come, a `CancelRequest` has ended, or this time has.
+#[derive(Clone, Copy)]
+struct Waiting {
+    until: Option<Instant>,
+}
+
+/// A timer, and whom it wakes.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    wakes: Waker,
 }
 
 /// Who is at the other end.
@@ -53,6 +67,7 @@ impl Wire {
             machine,
             peer,
             cancel: None,
+            waiting: None,
             alarm: None,
             unflushed: false,
             send_error: None,
@@ -82,32 +97,69 @@ impl Wire {
         !self.machine.is_idle()
     }
 
-    /// Sends a request; [`poll_outcome`](Self::poll_outcome) follows.
-    pub(super) fn ask(&mut self, ask: Ask) -> Result<()> {
-        self.machine.ask(ask, now()).map_err(|error| {
-            Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
+    /// Asks for something, and sees it through. To be polled until it is ready, or else
+    /// [settled](Self::settle).
+    pub(super) async fn request(&mut self, ask: Ask) -> Result<Outcome> {
+        let mut ask = Some(ask);
+        poll_fn(|cx| match ask.take() {
+            Some(ask) => self.poll_ask(ask, cx),
+            None => self.poll_outcome(cx),
         })
+        .await
+    }
+
+    /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)
+    /// follows.
+    pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        if let Poll::Ready(error) = self.poll_idle(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let until = self.machine.ask(ask, now()).map_err(|error| {
+            Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
+        })?;
+        let until = until.map(Instant::from);
+        self.waiting = Some(Waiting { until });
+        self.poll_send(cx);
+        let rings = until.is_some_and(|until| self.poll_alarm(until, cx));
+        if rings || self.send_error.is_some() {
+            return self.poll_outcome(cx);
+        }
+        // There was nothing to read just now, and whatever comes wakes the task.
+        Poll::Pending
+    }
+
+    /// Ends the wait that is under way, if there is one: see [`Machine::cancel`].
+    pub(super) fn cancel(&mut self) {
+        self.machine.cancel(now());
+        self.waiting = None;
     }
 
     /// Drives the request that was asked to its outcome. Can be given up and taken up at any time.
     pub(super) fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
         loop {
-            match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
+            if let Some(Waiting { until }) = self.waiting {
+                if self.has_to_send() {
+                    self.poll_send(cx);
+                }
+                let news = self.poll_cancel(cx)
+                    || self.poll_receive(cx)?
+                    || until.is_some_and(|until| self.poll_alarm(until, cx));
+                if !news {
+                    return Poll::Pending;
+                }
+            }
+            if let Some(outcome) = self.machine.take_outcome() {
+                return Poll::Ready(Ok(outcome));
+            }
+            self.waiting = match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
                 Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
+                Action::Wait { until } => Some(Waiting { until: until.map(Instant::from) }),
                 Action::SendCancel => {
                     let Peer { route, cancel_key, .. } = self.peer.clone();
                     self.cancel = Some(Box::pin(net::cancel(route, cancel_key)));
+                    None
                 }
-                Action::Wait { until } => {
-                    self.poll_send(cx);
-                    let progress = self.poll_cancel(cx)
-                        || self.poll_receive(cx)?
-                        || until.is_some_and(|until| self.poll_alarm(until.into(), cx));
-                    if !progress {
-                        return Poll::Pending;
-                    }
-                }
-            }
+            };
         }
     }
 
@@ -119,8 +171,10 @@ impl Wire {
     /// Takes in what the server sent without being asked, which may be that the session is over.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         loop {
-            if let Err(loss) = self.machine.poll(now()) {
-                return Poll::Ready(self.lost(loss));
+            if !self.machine.is_drained() {
+                if let Err(loss) = self.machine.poll(now()) {
+                    return Poll::Ready(self.lost(loss));
+                }
             }
             match self.poll_receive(cx) {
                 Ok(true) => {}
@@ -134,6 +188,7 @@ impl Wire {
     /// not held.
     pub(super) async fn settle(mut self: Box<Self>) -> Result<Box<Self>> {
         self.machine.abandon(now());
+        self.waiting = None;
         while !self.machine.is_idle() {
             poll_fn(|cx| self.poll_outcome(cx)).await?;
         }
@@ -168,6 +223,10 @@ impl Wire {
                 Err(error) => return Poll::Ready(Err(self.broken(error))),
             }
         }
+    }
+
+    fn has_to_send(&self) -> bool {
+        self.unflushed || !self.machine.is_all_sent()
     }
 
     /// Sends what it can of what is outgoing. An error is kept until there is nothing more to read:
@@ -231,13 +290,21 @@ impl Wire {
 
     /// Whether the alarm rang, at this time or before.
     fn poll_alarm(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        if alarm.is_elapsed() || alarm.deadline() > until {
-            alarm.as_mut().reset(until);
+        if self.alarm.as_ref().is_some_and(|alarm| alarm.is_set(until, cx)) {
+            return false;
         }
-        alarm.as_mut().poll(cx).is_ready()
+        let alarm = self.alarm.get_or_insert_with(|| Alarm {
+            sleep: Box::pin(sleep_until(until)),
+            wakes: cx.waker().clone(),
+        });
+        if alarm.sleep.is_elapsed() || alarm.sleep.deadline() > until {
+            alarm.sleep.as_mut().reset(until);
+        }
+        alarm.wakes.clone_from(cx.waker());
+        alarm.sleep.as_mut().poll(cx).is_ready()
     }
 
+    #[cold]
     fn lost(&self, loss: Loss) -> Error {
         match loss {
             Loss::Ended(server) => {
@@ -286,6 +353,15 @@ impl Wire {
     /// An error after which the session is over.
     fn error(&self, kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
         Error::new(kind, message).context(format!("session with {}", self.peer.name)).lost()
+    }
+}
+
+impl Alarm {
+    /// Whether it is going to wake this task early enough.
+    fn is_set(&self, until: Instant, cx: &Context<'_>) -> bool {
+        self.sleep.deadline() <= until
+            && !self.sleep.is_elapsed()
+            && self.wakes.will_wake(cx.waker())
     }
 }
 
