@@ -78,6 +78,9 @@ pub use fence::Fence;
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
+/// The version whose configuration [`Config::tls_client_config`] takes.
+#[cfg(feature = "tls")]
+pub use rustls;
 pub use session::{Canceller, Session};
 
 /// Compiles the README's program with the tests of the documentation.

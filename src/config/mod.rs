@@ -30,6 +30,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::{AuthMethods, ChannelBindingPolicy};
@@ -39,7 +41,7 @@ use crate::secret::Secret;
 pub(crate) use self::host::{Host, LoadBalance};
 pub use self::pooler::Pooler;
 #[cfg(feature = "tls")]
-pub(crate) use self::resolve::TlsOptions;
+pub(crate) use self::resolve::{Handshake, HandshakeOptions};
 pub(crate) use self::resolve::{Resolved, Server};
 pub use self::ssl_mode::SslMode;
 #[cfg(feature = "tls")]
@@ -48,6 +50,8 @@ pub(crate) use self::tls::{Demand, Identity, Roots, SslNegotiation, Versions};
 use self::host::List;
 use self::options::Options;
 use self::parameters::Parameters;
+#[cfg(feature = "tls")]
+use self::tls::CallersConfig;
 use self::tls::TlsWishes;
 
 /// What is wrong with a setting or a string, in words that hold no piece of a value.
@@ -97,7 +101,7 @@ type Misfit = (&'static str, Problem);
 /// | `target_session_attrs` | `PGTARGETSESSIONATTRS` | `primary`; see below | `primary` |
 /// | `service` | `PGSERVICE` | a group of parameters in a file | none |
 /// | `servicefile` | `PGSERVICEFILE` | that file | `~/.pg_service.conf`, then `pg_service.conf` in `PGSYSCONFDIR`, else in `/etc/postgresql-common` |
-/// | `sslmode` | `PGSSLMODE` | `disable`, `allow`, `prefer`, `require`, `verify-ca`, `verify-full`, `no-verify`: see [`SslMode`] | `prefer`; `verify-full` with `sslrootcert=system` |
+/// | `sslmode` | `PGSSLMODE` | `disable`, `allow`, `prefer`, `require`, `verify-ca`, `verify-full`, `no-verify`: see [`SslMode`] | `prefer`; `verify-full` with `sslrootcert=system`; `require` with [a configuration of rustls](Config#method.tls_client_config) |
 /// | `sslnegotiation` | `PGSSLNEGOTIATION` | `postgres`, or `direct`: TLS without asking first, which needs PostgreSQL 17 and an `sslmode` that demands TLS | `postgres` |
 /// | `sslrootcert` | `PGSSLROOTCERT` | file of root certificates, or `system` for those that the operating system trusts | `~/.postgresql/root.crt` if it exists |
 /// | `sslcert`, `sslkey` | `PGSSLCERT`, `PGSSLKEY` | files of the client's certificate and its key, of which the latter must not be open to others | `postgresql.crt` and `postgresql.key` in `~/.postgresql`, if they exist |
@@ -426,6 +430,51 @@ impl Config {
     /// Whether to encrypt the connection, and what to demand of the server's certificate.
     pub fn sslmode(&mut self, mode: SslMode) -> &mut Self {
         self.sslmode = Some(mode);
+        self
+    }
+
+    /// The caller's own configuration of rustls, which decides about encrypted connections whatever it
+    /// can: whom to trust and how to verify that, the client's certificate, versions and algorithms,
+    /// whether to name the host to the server, resumption. [`pglock::rustls`](crate::rustls) is the
+    /// version that fits.
+    ///
+    /// [`SslMode`] and `sslnegotiation` go on saying whether there is TLS and how it begins. Without an
+    /// `sslmode`, `require` is meant rather than `prefer`. It demands nothing of the certificate
+    /// itself: whether it says `require`, `verify-ca` or `verify-full`, what the configuration's
+    /// verifier accepts is accepted, and what it refuses is refused. With `prefer`, a refused server is
+    /// spoken to in clear.
+    ///
+    /// No file of certificates is looked for. To ask for what the configuration decides is an error of
+    /// kind [`Config`](crate::ErrorKind::Config) that names the parameter: `sslmode=no-verify`,
+    /// `sslrootcert`, `sslcert`, `sslkey`, `sslcertmode`, `sslsni`, `ssl_min_protocol_version` and
+    /// `ssl_max_protocol_version`, also if it is an environment variable that asks. To be rid of one,
+    /// [set](Config::set) it to nothing.
+    ///
+    /// The application protocols of the configuration are replaced by PostgreSQL's, because servers
+    /// refuse others. Channel binding relies on the verifier's checking that the server has its
+    /// certificate's key. In comparisons, a configuration is equal to itself alone.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    /// use pglock::Config;
+    /// use pglock::rustls::pki_types::{CertificateDer, pem::PemObject};
+    /// use pglock::rustls::{ClientConfig, RootCertStore};
+    ///
+    /// let mut roots = RootCertStore::empty();
+    /// for certificate in CertificateDer::pem_file_iter("/etc/jobs/authority.pem")? {
+    ///     roots.add(certificate?)?;
+    /// }
+    /// let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    ///
+    /// let mut config: Config = "postgresql://alice@db.example.com/jobs".parse()?;
+    /// config.tls_client_config(Arc::new(tls));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls_client_config(&mut self, config: Arc<rustls::ClientConfig>) -> &mut Self {
+        self.tls.callers_config = Some(CallersConfig(config));
         self
     }
 

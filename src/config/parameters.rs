@@ -115,7 +115,7 @@ pub(super) const DEFINITIONS: &[Definition] = &[
     define("sslcrl", Some("PGSSLCRL"), |_, value| refuse(value, REVOCATION)),
     define("sslcrldir", Some("PGSSLCRLDIR"), |_, value| refuse(value, REVOCATION)),
     define("sslsni", Some("PGSSLSNI"), |config, value| {
-        set(&mut config.tls.send_name, flag(value, true)?)
+        set(&mut config.tls.send_name, flag(value)?)
     }),
     define("sslkeylogfile", None, |_, value| {
         refuse(value, "logging the keys of connections is not supported")
@@ -402,8 +402,9 @@ fn sslnegotiation(config: &mut Config, value: &str) -> Result<(), Problem> {
 
 fn sslcertmode(config: &mut Config, value: &str) -> Result<(), Problem> {
     config.tls.send_certificate = match value {
-        "" | "allow" => true,
-        "disable" => false,
+        "" => None,
+        "allow" => Some(true),
+        "disable" => Some(false),
         "require" => {
             return Err(
                 "`require` is not supported: the server decides, with `clientcert` in its \
@@ -429,19 +430,21 @@ fn target_session_attrs(_: &mut Config, value: &str) -> Result<(), Problem> {
     }
 }
 
-fn min_version(value: &str) -> Result<Version, Problem> {
+fn min_version(value: &str) -> Result<Option<Version>, Problem> {
     match value.to_ascii_lowercase().as_str() {
+        "" => Ok(None),
         // Whoever is content with less is content with 1.2, the least that is spoken here.
-        "" | "tlsv1" | "tlsv1.1" | "tlsv1.2" => Ok(Version::Tls12),
-        "tlsv1.3" => Ok(Version::Tls13),
+        "tlsv1" | "tlsv1.1" | "tlsv1.2" => Ok(Some(Version::Tls12)),
+        "tlsv1.3" => Ok(Some(Version::Tls13)),
         _ => Err("must be TLSv1.2 or TLSv1.3".into()),
     }
 }
 
-fn max_version(value: &str) -> Result<Version, Problem> {
+fn max_version(value: &str) -> Result<Option<Version>, Problem> {
     match value.to_ascii_lowercase().as_str() {
-        "" | "tlsv1.3" => Ok(Version::Tls13),
-        "tlsv1.2" => Ok(Version::Tls12),
+        "" => Ok(None),
+        "tlsv1.2" => Ok(Some(Version::Tls12)),
+        "tlsv1.3" => Ok(Some(Version::Tls13)),
         _ => Err("must be TLSv1.2 or TLSv1.3".into()),
     }
 }
@@ -451,11 +454,11 @@ fn given(value: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
 
-fn flag(value: &str, default: bool) -> Result<bool, Problem> {
+fn flag(value: &str) -> Result<Option<bool>, Problem> {
     match value {
-        "" => Ok(default),
-        "0" => Ok(false),
-        "1" => Ok(true),
+        "" => Ok(None),
+        "0" => Ok(Some(false)),
+        "1" => Ok(Some(true)),
         _ => Err("must be 0 or 1".into()),
     }
 }

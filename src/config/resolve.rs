@@ -10,7 +10,7 @@ use crate::secret::Secret;
 use super::files::{self, Variables};
 use super::host::{Host, LoadBalance};
 use super::passfile::PasswordFile;
-use super::tls::{Demand, Identity, SslNegotiation, Versions};
+use super::tls::{CallersConfig, Demand, Identity, SslNegotiation, Versions};
 use super::{Config, KeepaliveWishes, Misfit, Pooler, Problem, SslMode};
 
 /// A configuration that is checked and complete: all that connecting needs to know.
@@ -63,6 +63,20 @@ pub(crate) struct Server {
 pub(crate) struct TlsOptions {
     pub(crate) mode: SslMode,
     pub(crate) negotiation: SslNegotiation,
+    pub(crate) handshake: Handshake,
+}
+
+/// Who decides what the two sides of a handshake have to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    /// The parameters, with the mode and the files that they name.
+    Parameters(HandshakeOptions),
+    Caller(CallersConfig),
+}
+
+/// What the parameters say about a handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HandshakeOptions {
     /// Also in the modes that can do without TLS: a certificate that is not good enough is then a
     /// reason to go on in clear.
     pub(crate) demand: Demand,
@@ -218,6 +232,18 @@ impl Config {
     }
 
     fn tls(&self, servers: &[Server], var: Variables<'_>) -> Result<TlsOptions, Misfit> {
+        let handshake = match self.tls.callers_config.clone().map(Handshake::Caller) {
+            Some(by_caller) => by_caller,
+            None => Handshake::Parameters(self.handshake_options(servers, var)?),
+        };
+        Ok(TlsOptions { mode: self.mode(), negotiation: self.tls.negotiation, handshake })
+    }
+
+    fn handshake_options(
+        &self,
+        servers: &[Server],
+        var: Variables<'_>,
+    ) -> Result<HandshakeOptions, Misfit> {
         let mode = self.mode();
         let is_tcp = |server: &Server| matches!(server.host, Host::Tcp(_));
         // As in libpq, files that no connection would read may be missing.
@@ -226,12 +252,10 @@ impl Config {
         } else {
             (Demand::Nothing, None)
         };
-        Ok(TlsOptions {
-            mode,
-            negotiation: self.tls.negotiation,
+        Ok(HandshakeOptions {
             demand,
             identity,
-            send_name: self.tls.send_name,
+            send_name: self.tls.send_name.unwrap_or(true),
             versions: self
                 .tls
                 .versions()

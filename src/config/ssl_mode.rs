@@ -9,7 +9,8 @@ use super::Problem;
 ///
 /// Where there is a file of root certificates (the parameter `sslrootcert`, or
 /// `~/.postgresql/root.crt`), [`Require`](SslMode::Require) demands a certificate that one of them
-/// vouches for, like [`VerifyCa`](SslMode::VerifyCa).
+/// vouches for, like [`VerifyCa`](SslMode::VerifyCa). Where the caller hands in a configuration of
+/// rustls, its verifier alone decides which certificates are good.
 ///
 /// Without the crate's feature `tls`, the first three modes connect without TLS, and the others are
 /// refused.

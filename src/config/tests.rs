@@ -1,5 +1,7 @@
 //! Whole connection strings and environments, and what becomes of them.
 
+#[cfg(all(unix, feature = "tls"))]
+mod callers_config;
 #[cfg(unix)]
 mod files;
 #[cfg(unix)]
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use super::host::LoadBalance;
 use super::parameters::DEFINITIONS;
+use super::resolve::{Handshake, HandshakeOptions};
 use super::tls::Versions;
 use super::{Config, Host, KeepaliveWishes, Resolved, Server, SslMode};
 use crate::auth::{AuthMethod, ChannelBindingPolicy};
@@ -506,6 +509,14 @@ fn resolve(config: &Config) -> Result<Resolved> {
 
 const OS_USER: &str = if cfg!(windows) { "USERNAME" } else { "USER" };
 
+/// What is said about TLS by the parameters, as they alone can in a string.
+fn handshake_options(resolved: &Resolved) -> &HandshakeOptions {
+    match &resolved.tls.handshake {
+        Handshake::Parameters(options) => options,
+        Handshake::Caller(_) => panic!("no configuration of rustls was handed in"),
+    }
+}
+
 /// The only server of a configuration.
 fn only_server(config: &Config) -> Server {
     let servers = resolve(config).unwrap().servers;
@@ -778,10 +789,17 @@ fn what_cannot_be_done_is_refused_by_name() {
         "target_session_attrs=primary",
         "target_session_attrs=read-write",
         "min_protocol_version=3.0 max_protocol_version=latest",
-        "ssl_min_protocol_version=TLSv1",
-        "load_balance_hosts=disable keepalives=1 sslsni=1 sslcertmode=allow",
+        "load_balance_hosts=disable keepalives=1",
     ] {
         assert_eq!(parse(text), Config::new(), "{text}");
+    }
+    // These are remembered as asked for, and change nothing.
+    let nothing_asked = resolve(&Config::new()).unwrap().tls;
+    for text in [
+        "ssl_min_protocol_version=TLSv1 ssl_max_protocol_version=TLSv1.3",
+        "sslsni=1 sslcertmode=allow",
+    ] {
+        assert_eq!(resolve(&parse(text)).unwrap().tls, nothing_asked, "{text}");
     }
 }
 
@@ -804,8 +822,9 @@ fn the_rest_reaches_the_connection_too() {
     assert_eq!(resolved.load_balance_hosts, LoadBalance::Random);
     assert_eq!(resolved.channel_binding, ChannelBindingPolicy::Disable);
     assert!(!resolved.require_auth.contains(AuthMethod::Password));
-    assert!(!resolved.tls.send_name);
-    assert_eq!(resolved.tls.versions, Versions::OnlyTls12);
+    let options = handshake_options(&resolved);
+    assert!(!options.send_name);
+    assert_eq!(options.versions, Versions::OnlyTls12);
     assert_eq!(resolved.settings, [(String::from("a"), String::from("b"))]);
     assert_eq!(resolved.startup_options.as_deref(), Some("endpoint=c"));
     assert_eq!(resolved.application_name, "f");
@@ -814,8 +833,8 @@ fn the_rest_reaches_the_connection_too() {
     // Zero and less stand for the default, as in libpq.
     let zero = "keepalives_idle=0 keepalives_interval=-1 keepalives_count=0 tcp_user_timeout=0";
     assert_eq!(resolve(&parse(zero)).unwrap().keepalive, KeepaliveWishes::default());
-    let tls13 = resolve(&parse("ssl_min_protocol_version=tlsV1.3")).unwrap().tls.versions;
-    assert_eq!(tls13, Versions::OnlyTls13);
+    let tls13 = resolve(&parse("ssl_min_protocol_version=tlsV1.3")).unwrap();
+    assert_eq!(handshake_options(&tls13).versions, Versions::OnlyTls13);
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! What a configuration says about TLS, besides whether to use it.
 
+#[cfg(feature = "tls")]
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 
 use super::files::{self, Variables};
 use super::{Misfit, Problem, SslMode};
@@ -58,40 +62,55 @@ pub(super) enum Version {
     Tls13,
 }
 
-/// The wishes about TLS, as they were given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TlsWishes {
-    pub(super) negotiation: SslNegotiation,
-    pub(super) roots: Option<Roots>,
-    pub(super) certificate: Option<PathBuf>,
-    pub(super) key: Option<PathBuf>,
-    pub(super) send_certificate: bool,
-    pub(super) send_name: bool,
-    pub(super) min_version: Version,
-    pub(super) max_version: Version,
-}
+/// The caller's own configuration of rustls. It is equal to itself alone.
+#[cfg(feature = "tls")]
+#[derive(Clone)]
+pub(crate) struct CallersConfig(pub(crate) Arc<rustls::ClientConfig>);
 
-impl Default for TlsWishes {
-    fn default() -> Self {
-        Self {
-            negotiation: SslNegotiation::default(),
-            roots: None,
-            certificate: None,
-            key: None,
-            send_certificate: true,
-            send_name: true,
-            min_version: Version::Tls12,
-            max_version: Version::Tls13,
-        }
+#[cfg(feature = "tls")]
+impl PartialEq for CallersConfig {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
+#[cfg(feature = "tls")]
+impl Eq for CallersConfig {}
+
+#[cfg(feature = "tls")]
+impl fmt::Debug for CallersConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig").finish_non_exhaustive()
+    }
+}
+
+/// Without TLS, nobody can have one.
+#[cfg(not(feature = "tls"))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CallersConfig {}
+
+/// The wishes about TLS, as they were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct TlsWishes {
+    pub(super) negotiation: SslNegotiation,
+    pub(super) callers_config: Option<CallersConfig>,
+    pub(super) roots: Option<Roots>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) send_certificate: Option<bool>,
+    pub(super) send_name: Option<bool>,
+    pub(super) min_version: Option<Version>,
+    pub(super) max_version: Option<Version>,
+}
+
 impl TlsWishes {
-    /// The mode that is meant where none is given.
+    /// The mode that is meant where none is given. Whoever says whom to trust does not want to go on
+    /// in clear.
     pub(super) fn default_mode(&self) -> SslMode {
-        match self.roots {
-            Some(Roots::System) => SslMode::VerifyFull,
-            _ => SslMode::default(),
+        match (&self.callers_config, &self.roots) {
+            (Some(_), _) => SslMode::Require,
+            (None, Some(Roots::System)) => SslMode::VerifyFull,
+            (None, _) => SslMode::default(),
         }
     }
 
@@ -104,6 +123,9 @@ impl TlsWishes {
             );
             return Err(("sslnegotiation", problem.into()));
         }
+        if self.callers_config.is_some() {
+            return self.check_beside_callers_config(mode);
+        }
         if self.roots == Some(Roots::System) && mode != SslMode::VerifyFull {
             let problem = format!(
                 "the system trusts authorities that give anyone a certificate for a host of their \
@@ -114,8 +136,38 @@ impl TlsWishes {
         self.versions().map(|_| ()).map_err(|problem| ("ssl_max_protocol_version", problem))
     }
 
+    /// What the caller's configuration decides must not be asked for in other words as well: it would
+    /// be passed over.
+    fn check_beside_callers_config(&self, mode: SslMode) -> Result<(), Misfit> {
+        if mode == SslMode::NoVerify {
+            let problem = "`no-verify` looks at no certificate, and the configuration of rustls that \
+                           was handed in decides about that: say `require`";
+            return Err(("sslmode", problem.into()));
+        }
+        let parameters = [
+            ("sslrootcert", self.roots.is_some()),
+            ("sslcert", self.certificate.is_some()),
+            ("sslkey", self.key.is_some()),
+            ("sslcertmode", self.send_certificate.is_some()),
+            ("sslsni", self.send_name.is_some()),
+            ("ssl_min_protocol_version", self.min_version.is_some()),
+            ("ssl_max_protocol_version", self.max_version.is_some()),
+        ];
+        match parameters.into_iter().find(|(_, is_given)| *is_given) {
+            Some((parameter, _)) => Err((
+                parameter,
+                "the configuration of rustls that was handed in decides about that: leave it out, or \
+                 set it to nothing"
+                    .into(),
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn versions(&self) -> Result<Versions, Problem> {
-        match (self.min_version, self.max_version) {
+        let min = self.min_version.unwrap_or(Version::Tls12);
+        let max = self.max_version.unwrap_or(Version::Tls13);
+        match (min, max) {
             (Version::Tls12, Version::Tls13) => Ok(Versions::Tls12AndTls13),
             (Version::Tls12, Version::Tls12) => Ok(Versions::OnlyTls12),
             (Version::Tls13, Version::Tls13) => Ok(Versions::OnlyTls13),
@@ -173,7 +225,8 @@ impl TlsWishes {
         let of_user = |name| files::of_user(var, &format!(".postgresql/{name}"), name);
         let certificate = self.certificate.clone().or_else(|| of_user("postgresql.crt"));
         // As in libpq, a file that does not exist is a certificate that is not shown, even if named.
-        let existing = certificate.filter(|file| self.send_certificate && file.exists());
+        let existing =
+            certificate.filter(|file| self.send_certificate.unwrap_or(true) && file.exists());
         let Some(certificate) = existing else { return Ok(None) };
         let key = self.key.clone().or_else(|| of_user("postgresql.key")).ok_or_else(|| {
             ("sslkey", "must name the key of the certificate: there is no home directory".into())

@@ -168,7 +168,7 @@ fn encryptions(
     if address.is_private() || config.tls.mode == SslMode::Disable {
         return Ok(vec![Encryption::None]);
     }
-    let tls = match net::tls::Tls::new(&config.tls, &server.host.to_string()) {
+    let tls = match net::tls::Tls::new(&config.tls.handshake, &server.host.to_string()) {
         Ok(tls) => tls,
         Err(error) if config.tls.mode.demands_tls() => return Err(error.into()),
         Err(_) => return Ok(vec![Encryption::None]),

@@ -24,4 +24,5 @@ mod psql;
 mod races;
 mod scripted;
 mod stage;
+#[cfg(feature = "tls")]
 mod tls;

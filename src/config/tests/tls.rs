@@ -1,7 +1,7 @@
 //! What becomes of the wishes about TLS, and of the files of certificates.
 
 use super::home::Home;
-use super::{ErrorKind, SslMode, from_vars, parse, parse_error, resolve};
+use super::{ErrorKind, SslMode, from_vars, handshake_options, parse, parse_error, resolve};
 use crate::config::tls::{Demand, Identity, Roots, SslNegotiation};
 
 fn resolve_error(home: &Home, text: &str) -> String {
@@ -52,7 +52,10 @@ fn wishes_that_do_not_go_together_are_refused() {
 #[test]
 fn root_certificates_decide_what_is_demanded() {
     let home = Home::new("roots");
-    let demand = |text: &str| home.resolve(&format!("host=h {text}")).unwrap().tls.demand;
+    let demand = |text: &str| {
+        let resolved = home.resolve(&format!("host=h {text}")).unwrap();
+        handshake_options(&resolved).demand.clone()
+    };
     for mode in ["disable", "allow", "prefer", "require", "no-verify"] {
         assert_eq!(demand(&format!("sslmode={mode}")), Demand::Nothing, "{mode}");
     }
@@ -98,7 +101,10 @@ fn root_certificates_decide_what_is_demanded() {
 #[test]
 fn a_client_certificate_is_shown_if_there_is_one() {
     let home = Home::new("identity");
-    let identity = |text: &str| home.resolve(&format!("host=h {text}")).unwrap().tls.identity;
+    let identity = |text: &str| {
+        let resolved = home.resolve(&format!("host=h {text}")).unwrap();
+        handshake_options(&resolved).identity.clone()
+    };
     assert_eq!(identity(""), None);
     assert_eq!(identity("sslcert=/nonexistent sslkey=/nonexistent"), None);
     let certificate = home.write(".postgresql/postgresql.crt", "");

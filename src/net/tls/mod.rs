@@ -1,6 +1,8 @@
 //! TLS, with rustls.
 //!
-//! The cryptography is ring's: it needs nothing but a C compiler to build.
+//! The cryptography is ring's. Of the providers that are meant to be relied on it makes the smallest
+//! program; it needs nothing but a C compiler to build, runs on any CPU, and takes every kind of
+//! certificate that servers have but P-521. `benches/README.md` has the figures.
 
 pub(crate) mod problems;
 mod verifier;
@@ -20,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::verifier::{CheckNames, Verifier};
-use crate::config::{Demand, Identity, Roots, TlsOptions, Versions};
+use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
@@ -32,22 +34,36 @@ const ALPN: &[u8] = b"postgresql";
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
+    words: Words,
+}
+
+/// In whose words to tell what is wrong with a handshake.
+#[derive(Clone, Copy)]
+enum Words {
+    /// With advice on which parameter to change.
+    Parameters,
+    /// As they are: who made a configuration of rustls knows them.
+    Rustls,
 }
 
 impl Tls {
-    /// Reads the files that the options name.
-    pub(crate) fn new(options: &TlsOptions, host: &str) -> Result<Self> {
+    /// Reads the files that the parameters name, if it is they that decide.
+    pub(crate) fn new(handshake: &Handshake, host: &str) -> Result<Self> {
         let server_name = ServerName::try_from(host.to_owned()).map_err(|error| {
             problem("the host's name is none that a certificate can have").with_source(error)
         })?;
-        let mut config = client_config(options)?;
+        let (mut config, words) = match handshake {
+            Handshake::Parameters(options) => (client_config(options)?, Words::Parameters),
+            // What it remembers of earlier sessions stays shared.
+            Handshake::Caller(config) => (ClientConfig::clone(&config.0), Words::Rustls),
+        };
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self { config: Arc::new(config), server_name })
+        Ok(Self { config: Arc::new(config), server_name, words })
     }
 
     /// Shakes hands on a socket on which the server waits for that.
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        self.shake_hands(socket).await.map_err(|error| handshake_failed(&error))
+        self.shake_hands(socket).await.map_err(|error| self.handshake_failed(&error))
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
@@ -57,7 +73,7 @@ impl Tls {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => problem(format!(
                 "the server closed the connection at the first word of TLS; {DIRECT}"
             )),
-            _ => handshake_failed(&error),
+            _ => self.handshake_failed(&error),
         })?;
         if stream.get_ref().1.alpn_protocol() == Some(ALPN) {
             return Ok(stream);
@@ -69,15 +85,19 @@ impl Tls {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         connector.connect(self.server_name.clone(), socket).await
     }
+
+    fn handshake_failed(&self, error: &io::Error) -> Error {
+        let advice = match self.words {
+            Words::Parameters => problems::of(error),
+            Words::Rustls => None,
+        };
+        let why = advice.unwrap_or_else(|| error.to_string().into());
+        problem(format!("the TLS handshake failed: {why}"))
+    }
 }
 
 /// What a server has to be that is not asked for TLS.
 const DIRECT: &str = "sslnegotiation=direct needs PostgreSQL 17 or later, with `ssl` turned on";
-
-fn handshake_failed(error: &io::Error) -> Error {
-    let why = problems::of(error).unwrap_or_else(|| error.to_string().into());
-    problem(format!("the TLS handshake failed: {why}"))
-}
 
 /// The certificate that the server showed, in DER.
 pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
@@ -85,7 +105,7 @@ pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
     connection.peer_certificates()?.first().map(AsRef::as_ref)
 }
 
-fn client_config(options: &TlsOptions) -> Result<ClientConfig> {
+fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
     let provider = Arc::new(provider());
     let verifier = match &options.demand {
         Demand::Nothing => Verifier::anyone(&provider),

@@ -1,14 +1,16 @@
 //! A wait is withdrawn over the same kind of connection as it was asked for: never in clear after TLS.
 
+use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pglock::{ErrorKind, Lock};
+use pglock::{Config, ErrorKind, Lock};
 use pglock_test_cluster::{Cluster, role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::DIRECT_TLS;
+use super::callers_config::trusting;
 use crate::psql::say;
 use crate::stage::{PATIENCE, Stage, soon};
 
@@ -20,7 +22,7 @@ const HANDSHAKE: u8 = 0x16;
 #[tokio::test]
 async fn a_cancel_asks_for_tls_as_its_session_did() {
     let begun = [&SSL_REQUEST[..], &[HANDSHAKE]].concat();
-    assert_cancels_begin_with(&begun, &[("sslnegotiation", "postgres")]).await;
+    assert_cancels_begin_with(&begun, |config| set(config, "sslnegotiation", "postgres")).await;
 }
 
 #[tokio::test]
@@ -28,16 +30,31 @@ async fn a_cancel_begins_with_tls_if_its_session_did() {
     if Cluster::default_cluster().major_version() < DIRECT_TLS {
         return say("sslnegotiation=direct was not tried: PostgreSQL has it since version 17");
     }
-    assert_cancels_begin_with(&[HANDSHAKE], &[("sslnegotiation", "direct")]).await;
+    assert_cancels_begin_with(&[HANDSHAKE], |config| set(config, "sslnegotiation", "direct")).await;
 }
 
 #[tokio::test]
 async fn a_cancel_of_a_session_that_was_offered_tls_insists_on_it() {
     let begun = [&SSL_REQUEST[..], &[HANDSHAKE]].concat();
-    assert_cancels_begin_with(&begun, &[("sslmode", "prefer")]).await;
+    assert_cancels_begin_with(&begun, |config| set(config, "sslmode", "prefer")).await;
 }
 
-async fn assert_cancels_begin_with(begun: &[u8], parameters: &[(&str, &str)]) {
+#[tokio::test]
+async fn a_cancel_shakes_hands_by_the_callers_configuration() {
+    let begun = [&SSL_REQUEST[..], &[HANDSHAKE]].concat();
+    let roots = fs::read_to_string(Cluster::default_cluster().root_certificate()).unwrap();
+    assert_cancels_begin_with(&begun, |config| {
+        set(config, "sslrootcert", "");
+        config.tls_client_config(trusting(&roots).into());
+    })
+    .await;
+}
+
+fn set(config: &mut Config, parameter: &str, value: &str) {
+    config.set(parameter, value).unwrap();
+}
+
+async fn assert_cancels_begin_with(begun: &[u8], change: impl FnOnce(&mut Config)) {
     let cluster = Cluster::default_cluster();
     let mut stage = Stage::new();
     let mut alice = stage.lock("alice").await;
@@ -45,11 +62,9 @@ async fn assert_cancels_begin_with(begun: &[u8], parameters: &[(&str, &str)]) {
     let tap = Tap::open(cluster.port()).await;
     let mut config = stage.config_by(&cluster.url_for(&role::SCRAM), "bob");
     config.host("localhost").hostaddr([127, 0, 0, 1].into()).port(tap.port);
-    config.set("sslmode", "verify-full").unwrap();
-    config.set("sslrootcert", cluster.root_certificate().to_str().unwrap()).unwrap();
-    for (parameter, value) in parameters {
-        config.set(parameter, value).unwrap();
-    }
+    set(&mut config, "sslmode", "verify-full");
+    set(&mut config, "sslrootcert", cluster.root_certificate().to_str().unwrap());
+    change(&mut config);
     let mut bob = Lock::connect(&config, stage.key()).await.unwrap();
     let pid = stage.pid("bob");
 

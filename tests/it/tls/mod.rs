@@ -1,5 +1,6 @@
 //! Encrypted connections to real servers.
 
+mod callers_config;
 mod cancels;
 mod certificates;
 mod modes;
