@@ -10,6 +10,8 @@ pub(super) struct Pooler {
     is_elsewhere: bool,
     /// Whether there is no process for a transaction that begins now.
     pub(super) is_empty: bool,
+    /// When there is one again.
+    pub(super) fills_at: u64,
     /// How long the last transaction waited for one.
     pub(super) queued_for: u64,
 }
@@ -21,6 +23,7 @@ impl Pooler {
             elsewhere: Process::new(HOME - 1),
             is_elsewhere: false,
             is_empty: false,
+            fills_at: 0,
             queued_for: 0,
         }
     }

@@ -213,7 +213,7 @@ impl World {
         let taken = since(asked_at);
         let (case, is_due) = match loss {
             Loss::Ended(_) => (Case::Lost, self.doing == Doing::Gone),
-            Loss::Silent(_) => (Case::Lost, self.silent && taken <= ANSWER_WITHIN),
+            Loss::Silent(_) => (Case::Lost, self.silent && taken <= 2 * ANSWER_WITHIN),
             Loss::Unsettled(_) => (Case::Lost, self.silent && taken < 4 * SETTLE_WITHIN),
             Loss::Moved => (Case::Moved, self.request.answered_elsewhere && taken < SETTLE_WITHIN),
             Loss::NotServed => match self.request.gives_up_at {
@@ -385,6 +385,12 @@ impl World {
         if self.pooler.is_empty {
             self.seen.push(Case::Queued);
             self.doing = Doing::Queues(command, self.clock);
+            // Now and then until the very moment at which the machine's patience ends.
+            if self.random.one_in(8) {
+                let patience = if self.random.one_in(2) { OPEN_WITHIN } else { ANSWER_WITHIN };
+                let ends_at = self.clock + microseconds(patience) + self.random.up_to(12_000);
+                self.plan_filling(ends_at - 4_000);
+            }
         } else {
             self.pooler.lend();
             self.start(command);
@@ -399,10 +405,18 @@ impl World {
             _ => 4_000,
         };
         let at = self.clock + self.random.up_to(longest);
+        self.plan_filling(at);
+    }
+
+    fn plan_filling(&mut self, at: u64) {
+        self.pooler.fills_at = at;
         self.plan(at, Happening::PoolFills);
     }
 
     fn pool_fills(&mut self) {
+        if self.clock != self.pooler.fills_at {
+            return;
+        }
         self.pooler.is_empty = false;
         if let Doing::Queues(command, since) = self.doing.clone() {
             self.queue(command);
