@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fmt::{Arguments, Write};
+use std::fmt::{Arguments, Debug, Formatter, Write};
 use std::time::{Duration, Instant};
 
 use super::pooler::Pooler;
@@ -17,8 +17,8 @@ use crate::session::machine::{
 /// Something that happens at some time. Times are microseconds since the start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
-    ReachesServer(Vec<u8>),
-    ReachesClient(Vec<u8>),
+    ReachesServer(Bytes),
+    ReachesClient(Bytes),
     /// The signal of a `CancelRequest` that was sent for this request.
     SignalReachesProcess(u32),
     CancelSocketEnds,
@@ -32,6 +32,16 @@ enum Happening {
     ServerShutsDown,
     ServerFallsSilent,
     ClockReaches,
+}
+
+/// What is sent, in one piece.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Bytes(Vec<u8>);
+
+impl Debug for Bytes {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
 }
 
 /// What the session's process is doing.
@@ -288,7 +298,7 @@ impl World {
             self.machine.connection().sent(bytes.len());
             let delay = self.random.up_to(900);
             self.reaches_server_by = self.reaches_server_by.max(self.clock + delay);
-            self.plan(self.reaches_server_by, Happening::ReachesServer(bytes));
+            self.plan(self.reaches_server_by, Happening::ReachesServer(Bytes(bytes)));
         }
     }
 
@@ -313,11 +323,11 @@ impl World {
             self.note(format_args!("{happening:?}"));
         }
         match happening {
-            Happening::ReachesServer(bytes) => {
+            Happening::ReachesServer(Bytes(bytes)) => {
                 self.received.extend(bytes);
                 self.run_next_command();
             }
-            Happening::ReachesClient(bytes) => {
+            Happening::ReachesClient(Bytes(bytes)) => {
                 self.machine.connection().received().extend_from_slice(&bytes);
             }
             Happening::SignalReachesProcess(request) => self.signal(request),
@@ -533,7 +543,7 @@ impl World {
         for piece in [head, tail] {
             let delay = self.random.up_to(700);
             self.reaches_client_by = self.reaches_client_by.max(self.clock + delay);
-            self.plan(self.reaches_client_by, Happening::ReachesClient(piece.to_vec()));
+            self.plan(self.reaches_client_by, Happening::ReachesClient(Bytes(piece.to_vec())));
         }
     }
 
