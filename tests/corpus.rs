@@ -35,6 +35,11 @@ fn scram() {
 }
 
 #[test]
+fn certificate() {
+    replay("certificate", bodies::certificate);
+}
+
+#[test]
 fn config() {
     replay("config", bodies::config);
 }

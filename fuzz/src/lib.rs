@@ -8,12 +8,14 @@
 #![allow(clippy::missing_panics_doc, reason = "a body that finds a defect panics: so it says so")]
 
 mod backend;
+mod certificate;
 mod config;
 mod connection;
 mod input;
 mod scram;
 
 pub use backend::backend;
+pub use certificate::certificate;
 pub use config::config;
 pub use connection::connection;
 pub use scram::scram;

@@ -375,7 +375,7 @@ impl Machine {
     }
 
     /// Asks for the lock in the transaction that was opened for it, if somebody still wants it.
-    fn go_on(&mut self, asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
+    fn go_on(&mut self, mut asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
         let lock = asked.ask.lock().ok_or_else(unexpected_answer)?;
         if let Means::Transaction { process_id, .. } = &mut self.means {
             *process_id = Some(begun_in);
@@ -384,6 +384,8 @@ impl Machine {
             return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now));
         }
         self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
+        // The time in the pooler's queue was not the server's.
+        asked.answer_by = now + ANSWER_WITHIN;
         self.state = State::Asked(asked);
         Ok(())
     }

@@ -281,7 +281,71 @@ fn is_for(pattern: &[u8], host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use pglock_test_cluster::kept;
+    use rustls::crypto::ring;
+    use rustls::pki_types::pem::PemObject;
+
     use super::*;
+
+    /// One verifier and the certificate that it accepts, for each way to be accepted.
+    fn accepted() -> [(&'static str, Verifier, CertificateDer<'static>); 5] {
+        let authority = kept::AUTHORITY_PEM;
+        let (ed25519, own_root) = (kept::ed25519().pem, kept::own_root_version_1().pem);
+        [
+            ("by webpki", kept::rsa().pem.as_str(), authority),
+            ("by webpki, with RSA-PSS", &kept::rsa_pss().pem, authority),
+            ("of version 1", &kept::version_1().pem, authority),
+            ("itself a root", &ed25519, &ed25519),
+            ("itself a root, of version 1", &own_root, &own_root),
+        ]
+        .map(|(name, leaf, root)| {
+            let [leaf, root] =
+                [leaf, root].map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+            let provider = Arc::new(ring::default_provider());
+            (name, Verifier::roots(&provider, vec![root], CheckNames::No).unwrap(), leaf)
+        })
+    }
+
+    fn accepts(verifier: &Verifier, leaf: &[u8]) -> bool {
+        let host = ServerName::try_from("db.example").unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        verifier.verify_server_cert(&leaf.into(), &[], &host, &[], now).is_ok()
+    }
+
+    #[test]
+    fn a_certificate_of_which_any_byte_is_changed_is_refused() {
+        for (name, verifier, leaf) in accepted() {
+            assert!(accepts(&verifier, &leaf), "{name}");
+            let mut changed = leaf.to_vec();
+            for at in 0..changed.len() {
+                for change in [0x01, 0x80, 0xff] {
+                    changed[at] ^= change;
+                    assert!(!accepts(&verifier, &changed), "{name}, byte {at} by {change:#x}");
+                    changed[at] ^= change;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_cut_or_has_more_to_it_is_refused() {
+        for (name, verifier, leaf) in accepted() {
+            for end in 0..leaf.len() {
+                assert!(!accepts(&verifier, &leaf[..end]), "{name}, up to {end}");
+            }
+            assert!(!accepts(&verifier, &[&leaf, b"\x05\x00".as_slice()].concat()), "{name}");
+            assert!(!accepts(&verifier, &with_one_more_part(&leaf)), "{name}");
+        }
+    }
+
+    /// Another value behind the signature, inside the certificate.
+    fn with_one_more_part(certificate: &[u8]) -> Vec<u8> {
+        let [0x30, 0x82, a, b, parts @ ..] = certificate else { panic!("{certificate:x?}") };
+        let length = u16::from_be_bytes([*a, *b]) + 2;
+        [b"\x30\x82", length.to_be_bytes().as_slice(), parts, b"\x05\x00"].concat()
+    }
 
     #[test]
     fn a_star_stands_for_one_label() {

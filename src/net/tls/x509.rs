@@ -69,7 +69,7 @@ impl<'a> Certificate<'a> {
         let mut certificate = Reader(Reader(der).only(SEQUENCE)?);
         let signed = certificate.whole(SEQUENCE)?;
         let signature_algorithm = certificate.value(SEQUENCE)?;
-        let signature = bits(certificate.value(BIT_STRING)?)?;
+        let signature = bits(certificate.only(BIT_STRING)?)?;
 
         let mut fields = Reader(Reader(signed).only(SEQUENCE)?);
         let version = match fields.optional(VERSION) {
@@ -208,7 +208,57 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use pglock_test_cluster::kept;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
     use super::*;
+
+    /// One of version 1, and one of version 3 with alternative names.
+    fn certificates() -> [CertificateDer<'static>; 2] {
+        [kept::version_1(), kept::rsa()]
+            .map(|kept| CertificateDer::from_pem_slice(kept.pem.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_is_read_is_what_the_certificate_says() {
+        let [old, new] = certificates();
+        let (old, new) = (Certificate::read(&old).unwrap(), Certificate::read(&new).unwrap());
+        assert_eq!((old.version, new.version), (0, 2));
+        assert_eq!((old.issuer, old.subject), (new.issuer, new.subject));
+        assert!(!old.is_authority && !new.is_authority);
+        // From 2020 to the first second of 2120.
+        assert_eq!((old.validity, new.validity), ((1_577_836_800, 4_733_510_400), old.validity));
+        assert_eq!(old.signature_algorithm, new.signature_algorithm);
+        assert_eq!((old.signature.len(), new.signature.len()), (256, 256));
+        assert_eq!(old.names.common, Some(&b"db.example"[..]));
+        assert_eq!((old.names.dns.len(), new.names.dns), (0, vec![&b"db.example"[..]]));
+    }
+
+    #[test]
+    fn no_part_of_a_certificate_and_nothing_more_than_one_is_read() {
+        for certificate in certificates() {
+            for end in 0..certificate.len() {
+                assert!(Certificate::read(&certificate[..end]).is_none(), "up to {end}");
+            }
+            let longer = [&certificate, b"\0".as_slice()].concat();
+            assert!(Certificate::read(&longer).is_none());
+        }
+    }
+
+    #[test]
+    fn whichever_bit_is_changed_nothing_panics() {
+        for certificate in certificates() {
+            let mut changed = certificate.to_vec();
+            for at in 0..changed.len() {
+                for change in (0..8).map(|bit| 1 << bit) {
+                    changed[at] ^= change;
+                    let _ = Certificate::read(&changed);
+                    changed[at] ^= change;
+                }
+            }
+        }
+    }
 
     #[test]
     fn dates_are_counted_from_1970() {

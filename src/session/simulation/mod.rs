@@ -1,0 +1,116 @@
+//! The machine against a model of the server, in simulated time, from a seed.
+//!
+//! The model has one lock that somebody else takes and gives back, delays in both directions, cancel
+//! signals that come early, late or never, and answers cut anywhere. Where a pooler stands before the
+//! server, its pool may be empty for a while, or it lends the session another process than before.
+//! After each request, what the client believes is compared with what the server knows. A failing seed
+//! prints what happened.
+//!
+//! [`server`] is one process of the server: commands in, answers out. [`pooler`] says which of them the
+//! session has. [`world`] is everything that takes time: the machine, its caller, the wire, and whoever
+//! else wants the lock.
+
+mod pooler;
+mod server;
+mod world;
+
+use std::collections::BTreeMap;
+
+use self::Case::{
+    HiddenGrant, LateGrant, LeftQueue, Lost, LostCancel, Moved, NotServed, Queued, Refused,
+    Regained, RepeatedCancel,
+};
+use self::world::World;
+use super::advisory::{LockId, Means};
+use crate::key::{Key, Mode};
+
+const LOCK: LockId = LockId { key: Key::bigint(42), mode: Mode::Exclusive };
+const SEEDS: u64 = 20_000;
+const REQUESTS: u32 = 6;
+
+/// What comes up whatever holds the lock.
+const USUAL: [Case; 6] = [LostCancel, RepeatedCancel, LateGrant, Regained, Refused, Lost];
+
+#[test]
+fn books_and_server_agree_when_a_session_holds_the_lock() {
+    simulate(&Means::Calls, &[HiddenGrant]);
+}
+
+#[test]
+fn books_and_server_agree_when_a_process_lent_for_the_session_holds_the_lock() {
+    simulate(&Means::Queries { process_id: server::HOME }, &[HiddenGrant, Moved]);
+}
+
+#[test]
+fn books_and_server_agree_when_a_transaction_holds_the_lock() {
+    let begin = String::from(server::BEGIN);
+    let means = Means::Transaction { begin, process_id: None };
+    simulate(&means, &[Queued, LeftQueue, NotServed]);
+}
+
+fn simulate(means: &Means, unusual: &[Case]) {
+    let seeds = std::env::var("PGLOCK_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let mut seen = BTreeMap::new();
+    for seed in 0..seeds.unwrap_or(SEEDS) {
+        let mut world = World::new(seed, means.clone());
+        if let Err(problem) = world.run() {
+            let script = World::new(seed, means.clone()).script();
+            panic!("{means:?}, seed {seed}: {problem}\n{script}");
+        }
+        for case in world.seen() {
+            *seen.entry(*case).or_insert(0) += 1;
+        }
+    }
+    // Otherwise the simulation would show less than it seems to.
+    for case in USUAL.iter().chain(unusual) {
+        let count = seen.get(case).copied().unwrap_or(0);
+        assert!(count > 20, "{case:?} hardly came up: {seen:?}");
+    }
+}
+
+/// The cases for which the machine is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Case {
+    /// The server ended a wait with an error, and had granted the lock.
+    HiddenGrant,
+    /// A signal found the process between two commands.
+    LostCancel,
+    /// A second `CancelRequest` was sent for a wait.
+    RepeatedCancel,
+    /// The lock was granted while a `CancelRequest` was under way.
+    LateGrant,
+    /// A caller out of time got the lock all the same.
+    Regained,
+    /// A command failed that nobody cancelled.
+    Refused,
+    /// The session was lost, for a reason that is not one of the next two.
+    Lost,
+    /// The session was lost because another process answered.
+    Moved,
+    /// The session was lost because the pooler had no process for it.
+    NotServed,
+    /// A transaction waited in the pooler's queue.
+    Queued,
+    /// Its caller gave up meanwhile.
+    LeftQueue,
+}
+
+/// `SplitMix64`.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn up_to(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.up_to(n) == 0
+    }
+}
