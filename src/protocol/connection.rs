@@ -377,3 +377,71 @@ fn session_event<'a>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session that called a function, and to which these bytes have come.
+    fn calling(received: &[u8]) -> Connection {
+        let credentials = Credentials::new(String::from("u"), None, [0; 18]);
+        let mut connection = Connection::new(credentials, &[]);
+        let login = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x02Z\0\0\0\x05I";
+        connection.received().extend_from_slice(login);
+        while let Ok(Some(_)) = connection.poll_event() {}
+        connection.call(2882, [&[0; 8]]).unwrap();
+        connection.received().extend_from_slice(received);
+        connection
+    }
+
+    const ANSWERS: [(&[u8], &[u8], CallResult); 3] = [
+        (b"V\0\0\0\x08\0\0\0\0Z\0\0\0\x05I", b"", CallResult::Void),
+        (b"V\0\0\0\x09\0\0\0\x01\0Z\0\0\0\x05I", b"\0", CallResult::False),
+        (b"V\0\0\0\x09\0\0\0\x01\x01Z\0\0\0\x05I", b"\x01", CallResult::True),
+    ];
+
+    #[test]
+    fn the_short_cut_tells_what_the_events_tell() {
+        for (answer, value, result) in ANSWERS {
+            let mut connection = calling(answer);
+            assert_eq!(connection.poll_event(), Ok(Some(Event::Returned(Some(value)))));
+            assert_eq!(connection.poll_event(), Ok(Some(Event::Ready)));
+
+            let mut connection = calling(answer);
+            assert_eq!(connection.take_call_result(), Some(result));
+            assert!(connection.is_idle() && connection.is_drained());
+            assert_eq!(connection.poll_event(), Ok(None));
+        }
+    }
+
+    #[test]
+    fn the_short_cut_takes_nothing_but_a_whole_answer() {
+        for (answer, value, _) in ANSWERS {
+            let followed = [answer, b"N\0\0\0\x05\0"].concat();
+            let led = [b"N\0\0\0\x05\0", answer].concat();
+            let mut in_transaction = answer.to_vec();
+            *in_transaction.last_mut().unwrap() = b'T';
+            let cut = (0..answer.len()).map(|end| answer[..end].to_vec());
+            for received in cut.chain([followed, led, in_transaction]) {
+                let mut connection = calling(&received);
+                assert_eq!(connection.take_call_result(), None, "{received:?}");
+                let first = connection.poll_event().unwrap();
+                let is_whole = received.len() >= 9 + value.len();
+                assert_eq!(first.is_some(), is_whole, "{received:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_short_cut_wants_a_call_to_be_under_way() {
+        let (answer, ..) = ANSWERS[0];
+        let mut connection = calling(answer);
+        while let Ok(Some(_)) = connection.poll_event() {}
+        connection.received().extend_from_slice(answer);
+        assert_eq!(connection.take_call_result(), None);
+        connection.received().clear();
+        connection.query("SELECT").unwrap();
+        connection.received().extend_from_slice(answer);
+        assert_eq!(connection.take_call_result(), None);
+    }
+}

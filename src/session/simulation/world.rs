@@ -266,7 +266,7 @@ impl World {
     /// Drives the machine until the request is over.
     fn see_through(&mut self) -> Result<Outcome, Loss> {
         loop {
-            match self.machine.poll(self.now())? {
+            match self.poll()? {
                 Action::Done(outcome) => {
                     let late = self.request.cancels > 0 && outcome == Outcome::Acquired;
                     self.see_if(late, Case::Regained);
@@ -279,6 +279,14 @@ impl World {
                     self.happen();
                 }
             }
+        }
+    }
+
+    /// As the wire does it.
+    fn poll(&mut self) -> Result<Action, Loss> {
+        match self.machine.take_outcome() {
+            Some(outcome) => Ok(Action::Done(outcome)),
+            None => self.machine.poll(self.now()),
         }
     }
 
