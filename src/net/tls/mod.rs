@@ -8,18 +8,22 @@ pub(crate) mod problems;
 mod verifier;
 mod x509;
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, InconsistentKeys};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use zeroize::Zeroizing;
 
 use self::verifier::{CheckNames, Verifier};
 use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
@@ -124,13 +128,7 @@ fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &options.identity {
         None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let (certificates, key) = read_identity(identity)?;
-            builder.with_client_auth_cert(certificates, key).map_err(|error| {
-                let message = format!("sslkey does not fit {}", identity.certificate.display());
-                problem(message).with_source(error)
-            })?
-        }
+        Some(identity) => builder.with_client_cert_resolver(client_certificate(identity)?),
     };
     config.enable_sni = options.send_name;
     Ok(config)
@@ -170,12 +168,31 @@ fn system_roots() -> Result<Vec<CertificateDer<'static>>> {
     Ok(found.certs)
 }
 
-fn read_identity(
-    identity: &Identity,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let key = PrivateKeyDer::from_pem_file(&identity.key)
-        .map_err(|error| unreadable("sslkey", &identity.key).with_source(error))?;
-    Ok((certificates("sslcert", &identity.certificate)?, key))
+fn client_certificate(identity: &Identity) -> Result<Arc<SingleCertAndKey>> {
+    let misfit = |error: rustls::Error| {
+        let message = format!("sslkey does not fit {}", identity.certificate.display());
+        problem(message).with_source(error)
+    };
+    let certificates = certificates("sslcert", &identity.certificate)?;
+    let key = private_key(&identity.key)?;
+    let certified = CertifiedKey::new(certificates, any_supported_type(&key).map_err(misfit)?);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+            Ok(Arc::new(certified.into()))
+        }
+        Err(error) => Err(misfit(error)),
+    }
+}
+
+/// Reads a key. The file's content and the key are overwritten in memory when they are not needed any
+/// more; what rustls makes of the key is not.
+fn private_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>> {
+    let unreadable = || unreadable("sslkey", path);
+    let content =
+        fs::read(path).map(Zeroizing::new).map_err(|error| unreadable().with_source(error))?;
+    PrivateKeyDer::from_pem_slice(&content)
+        .map(Zeroizing::new)
+        .map_err(|error| unreadable().with_source(error))
 }
 
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
