@@ -18,7 +18,9 @@
 //! refused server has seen nothing but the startup message.
 use zeroize::{Zeroize, Zeroizing};
 
-use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
+use super::scram::{
+    ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress, ScramKey,
+};
 use super::{
     AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
     TransactionStatus, Unbound, frontend, md5_password,
@@ -43,6 +45,8 @@ pub struct Credentials {
     pub user: String,
     /// Its password, if there is one.
     pub password: Option<String>,
+    /// What an earlier login gave for the next: see [`ServerIdentity::scram_key`]. It is used if it fits.
+    pub scram_key: Option<ScramKey>,
     /// Random bytes that were never used before.
     pub nonce: [u8; NONCE_BYTES],
     /// What the login runs over.
@@ -63,6 +67,7 @@ impl Credentials {
         Self {
             user,
             password,
+            scram_key: None,
             nonce,
             transport: Transport::default(),
             cleartext_permitted: false,
@@ -141,6 +146,8 @@ pub struct ServerIdentity {
     pub authentication: AuthMethod,
     /// Whether the login was bound to the TLS connection.
     pub channel_bound: bool,
+    /// What makes the next login with the same password a quick one, if it was by SCRAM.
+    pub scram_key: Option<ScramKey>,
 }
 
 /// The login, as far as it has come.
@@ -149,6 +156,7 @@ pub(super) struct Login {
     credentials: Credentials,
     authentication: AuthMethod,
     channel_bound: bool,
+    scram_key: Option<ScramKey>,
     version_negotiated: bool,
     cancel_key: Option<CancelKey>,
     server_version: Option<String>,
@@ -184,6 +192,7 @@ impl Login {
             credentials,
             authentication: AuthMethod::None,
             channel_bound: false,
+            scram_key: None,
             version_negotiated: false,
             cancel_key: None,
             server_version: None,
@@ -271,10 +280,14 @@ impl Login {
                 State::SaslBegun(first)
             }
             (State::SaslBegun(first), Authentication::SaslContinue(data)) => {
-                State::Deriving(first.server_first(data, self.password()?)?)
+                let derivation = first.server_first(data, self.password()?)?;
+                State::Deriving(match &self.credentials.scram_key {
+                    Some(key) => derivation.resume(key),
+                    None => derivation,
+                })
             }
             (State::ProofSent(proof), Authentication::SaslFinal(data)) => {
-                proof.server_final(data)?;
+                self.scram_key = Some(proof.server_final(data)?);
                 State::Proven
             }
             (State::SaslBegun(_) | State::ProofSent(_), Authentication::Ok) => {
@@ -368,6 +381,7 @@ impl Login {
             in_hot_standby: self.in_hot_standby,
             authentication: self.authentication,
             channel_bound: self.channel_bound,
+            scram_key: self.scram_key.take(),
         })))
     }
 }

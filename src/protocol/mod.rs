@@ -63,6 +63,7 @@ mod frames;
 pub mod frontend;
 mod login;
 mod md5;
+#[cfg(feature = "saslprep")]
 mod saslprep;
 pub mod scram;
 mod ssl;
@@ -75,5 +76,6 @@ pub use error::{ProtocolError, Unbound};
 pub use frames::{BODY_BYTES_MAX, RESULT_BODY_BYTES_MAX};
 pub use login::{CancelKey, Credentials, ServerIdentity, Transport};
 pub use md5::md5_password;
+#[cfg(feature = "saslprep")]
 pub use saslprep::saslprep;
 pub use ssl::SslReply;
