@@ -58,7 +58,10 @@ const CANCEL_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
 const UNLOCKS_MAX: u32 = 5;
 
 const QUERY_CANCELED: &str = "57014";
-pub(super) const FEATURE_NOT_SUPPORTED: &str = "0A000";
+/// What a server says that does not know the message or the function by which a lock is taken: a
+/// violation of the protocol, a feature that is not supported, an undefined function. PostgreSQL says
+/// none of them once it has begun to lock.
+const CANNOT_LOCK: [&str; 3] = ["08P01", "0A000", "42883"];
 /// What the codes of this kind begin with: shutdowns, crashes, timeouts of idle sessions.
 const OPERATOR_INTERVENTION: &str = "57P";
 
@@ -595,9 +598,7 @@ impl Asked {
         match (self.ask, answer) {
             (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
-            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error))
-                if error.sqlstate() == FEATURE_NOT_SUPPORTED =>
-            {
+            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
             }
             (
@@ -739,6 +740,11 @@ impl Answer {
             _ => Err(unexpected_answer()),
         }
     }
+}
+
+/// Whether the server has no advisory locks, or not in the way in which they are asked for.
+pub(super) fn cannot_lock(error: &ServerError) -> bool {
+    CANNOT_LOCK.contains(&error.sqlstate())
 }
 
 /// Why there is no going on: an error that the server reported says more than that it fell silent.
