@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::machine::{Action, Ask, Loss, Machine, Outcome};
+use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
 use crate::protocol::{CancelKey, Connection};
@@ -315,6 +315,15 @@ impl Wire {
                 ErrorKind::Lost,
                 format!("the server did not answer within {} s", patience.as_secs()),
             ),
+            Loss::Stuck(server) => self
+                .error(
+                    ErrorKind::Lost,
+                    format!(
+                        "the server did not go on within {} s after an error",
+                        GO_ON_WITHIN.as_secs()
+                    ),
+                )
+                .with_server(server),
             Loss::Unsettled(patience) => self.error(
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),
