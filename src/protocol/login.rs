@@ -23,7 +23,7 @@ use super::scram::{
 };
 use super::{
     AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
-    TransactionStatus, Unbound, frontend, md5_password,
+    TransactionStatus, Unbound, frontend,
 };
 
 const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
@@ -267,9 +267,7 @@ impl Login {
             }
             (State::Greeted, Authentication::Md5Password { salt }) => {
                 self.admit(AuthMethod::Md5)?;
-                let user = &self.credentials.user;
-                let hash = Zeroizing::new(md5_password(user, self.password()?, salt));
-                frontend::password_message(&hash, out);
+                frontend::password_message(&self.md5_password(salt)?, out);
                 State::PasswordSent
             }
             (State::Greeted, Authentication::Sasl(mechanisms)) => {
@@ -326,6 +324,18 @@ impl Login {
             return Err(ProtocolError::CleartextRefused);
         }
         self.password()
+    }
+
+    #[cfg(feature = "md5")]
+    fn md5_password(&self, salt: [u8; 4]) -> Result<Zeroizing<String>, ProtocolError> {
+        let hash = super::md5_password(&self.credentials.user, self.password()?, salt);
+        Ok(Zeroizing::new(hash))
+    }
+
+    #[cfg(not(feature = "md5"))]
+    #[expect(clippy::unused_self, reason = "with the feature, it has the password")]
+    fn md5_password(&self, _: [u8; 4]) -> Result<Zeroizing<String>, ProtocolError> {
+        Err(ProtocolError::NeedsMd5)
     }
 
     fn begin_scram(&mut self, mechanisms: &[&[u8]]) -> Result<ClientFirst, ProtocolError> {
@@ -422,4 +432,5 @@ fn unexpected(message: &BackendMessage<'_>) -> ProtocolError {
 }
 
 #[cfg(test)]
+#[cfg(feature = "md5")]
 mod tests;

@@ -62,6 +62,7 @@ mod error;
 mod frames;
 pub mod frontend;
 mod login;
+#[cfg(feature = "md5")]
 mod md5;
 #[cfg(feature = "saslprep")]
 mod saslprep;
@@ -75,6 +76,7 @@ pub use connection::{CallResult, Connection, Event, NotReady};
 pub use error::{ProtocolError, Unbound};
 pub use frames::{BODY_BYTES_MAX, RESULT_BODY_BYTES_MAX};
 pub use login::{CancelKey, Credentials, ServerIdentity, Transport};
+#[cfg(feature = "md5")]
 pub use md5::md5_password;
 #[cfg(feature = "saslprep")]
 pub use saslprep::saslprep;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pglock::ErrorKind::{Authentication, Connect, Protocol, Timeout};
 use pglock::Lock;
+#[cfg(feature = "md5")]
 use pglock::protocol::md5_password;
 
 use super::{assert_error, refusal, refusal_within};
@@ -222,6 +223,7 @@ async fn a_password_in_clear_is_sent_where_that_is_permitted() {
     backend.done().await;
 }
 
+#[cfg(feature = "md5")]
 #[tokio::test]
 async fn a_password_is_hashed_with_md5_where_the_server_asks_for_that() {
     let hash = md5_password(USER, PASSWORD, *b"salt");
