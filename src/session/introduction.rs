@@ -43,22 +43,9 @@ pub(super) async fn introduce(
     let process_id = server.cancel_key.process_id();
     let version = server.server_version.as_deref().and_then(major_version);
     let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
-    let row = match ask(wire, introduction(config, &settings, comment, process_id)).await? {
+    let row = match prepare(wire, config, &mut settings, comment, process_id).await? {
         Ok(row) => row,
-        // A server on a system that cannot watch its clients' sockets refuses this one setting.
-        Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
-            settings.retain(|(name, _)| *name != CLIENT_CHECK);
-            ask(wire, introduction(config, &settings, comment, process_id))
-                .await?
-                .map_err(unprepared)?
-        }
-        // The very timeout that is being reset may end this query, if it is a millisecond or so.
-        Err(error) if error.sqlstate() == QUERY_CANCELED => {
-            ask(wire, introduction(config, &settings, comment, process_id))
-                .await?
-                .map_err(unprepared)?
-        }
-        Err(error) => return Err(unprepared(error).into()),
+        Err(error) => return Err(unprepared(wire, error).await.into()),
     };
     let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
     refuse_strangers(values.next().unwrap_or_default())?;
@@ -70,10 +57,32 @@ pub(super) async fn introduce(
     let means = means(config.pooler, process_id, answering, begin(config, &settings))?;
     if let Means::Queries { process_id } = means {
         let sql = introduction(config, &settings, comment, process_id);
-        ask(wire, sql).await?.map_err(unprepared)?;
+        ask(wire, sql).await?.map_err(refused)?;
     }
     wire.machine().hold_by(means);
     Ok(())
+}
+
+/// Makes the settings and asks what the server is: once more where that may go better.
+async fn prepare(
+    wire: &mut Wire,
+    config: &Resolved,
+    settings: &mut Vec<Setting>,
+    comment: &str,
+    process_id: i32,
+) -> Result<Result<Row, ServerError>> {
+    let error = match ask(wire, introduction(config, settings, comment, process_id)).await? {
+        Ok(row) => return Ok(Ok(row)),
+        Err(error) => error,
+    };
+    match error.sqlstate() {
+        // A server on a system that cannot watch its clients' sockets refuses this one setting.
+        INVALID_PARAMETER_VALUE => settings.retain(|(name, _)| *name != CLIENT_CHECK),
+        // The very timeout that is being reset may end this query, if it is a millisecond or so.
+        QUERY_CANCELED => {}
+        _ => return Ok(Err(error)),
+    }
+    ask(wire, introduction(config, settings, comment, process_id)).await
 }
 
 /// How this session can hold locks.
@@ -115,7 +124,19 @@ async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
     }
 }
 
-fn unprepared(error: ServerError) -> Error {
+/// Why a server that does not take the settings is none to lock on. A stranger lacks some function or
+/// setting of PostgreSQL's: what it is says more than what it stumbled over.
+async fn unprepared(wire: &mut Wire, error: ServerError) -> Error {
+    match ask(wire, String::from("SELECT version()")).await {
+        Ok(Ok(row)) => {
+            let version = row.first().and_then(Option::as_deref).unwrap_or_default();
+            refuse_strangers(version).err().unwrap_or_else(|| refused(error))
+        }
+        _ => refused(error),
+    }
+}
+
+fn refused(error: ServerError) -> Error {
     Error::new(ErrorKind::Unsupported, "the server refused the settings of the session")
         .with_server(error)
 }

@@ -147,15 +147,35 @@ async fn a_server_that_refuses_the_settings_is_refused() {
     let twice = refuses_the_settings("22023").hears_type(b'Q');
     let twice = twice.says(error("22023", "no such luck")).ready();
     for script in [twice, refuses_the_settings("42501")] {
-        let error = refusal(script).await;
-        assert_error(&error, Unsupported, "refused the settings of the session: no such luck");
+        for version in [one_row(&[Some(VERSION)]), error("42501", "no such luck either")] {
+            let script = script.clone().hears_type(b'Q').says(version).ready();
+            let error = refusal(script).await;
+            assert_error(
+                &error,
+                Unsupported,
+                "refused the settings of the session: no such luck (",
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_postgresql_is_refused_as_that_whatever_it_fails_at() {
+    for (sqlstate, version) in [
+        ("42883", "PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.28422"),
+        ("42704", "CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)"),
+    ] {
+        let script = refuses_the_settings(sqlstate).hears_type(b'Q');
+        let error = refusal(script.says(one_row(&[Some(version)])).ready()).await;
+        assert_error(&error, Unsupported, "only PostgreSQL's own advisory locks are trusted");
     }
 }
 
 #[tokio::test]
 async fn an_error_after_the_row_is_an_error() {
     let row = one_row(&[Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)]);
-    let error = refusal(introduces_itself([row, error("XX000", "oh")].concat()).ready()).await;
+    let script = introduces_itself([row, error("XX000", "oh")].concat()).ready();
+    let error = refusal(script.hears_type(b'Q').says(one_row(&[Some(VERSION)])).ready()).await;
     assert_eq!(error.sqlstate(), Some("XX000"));
 }
 
