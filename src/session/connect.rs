@@ -7,10 +7,11 @@
 //! ```
 //!
 //! The first that is let in and is a primary is taken. What fails says who is tried next: a server that
-//! cannot be reached, is starting or ending, or is a standby gives its turn to the next address; a
-//! server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
+//! cannot be reached or breaks off, is starting or ending, or is a standby gives its turn to the next
+//! address; a server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
 //! any other failure ends the search.
 
+use std::error::Error as _;
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
@@ -155,7 +156,19 @@ async fn reach(
             decided => return decided,
         }
     }
-    Err(Failure::Everywhere(mem::take(earlier).all()))
+    let error = mem::take(earlier).all();
+    Err(if is_without_handshake(&error) {
+        Failure::Here(error)
+    } else {
+        Failure::Everywhere(error)
+    })
+}
+
+/// Whether the socket ended in the middle of a handshake, as it does when the server is being stopped,
+/// or behind a proxy that has none.
+fn is_without_handshake(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    error.kind() == ErrorKind::Tls && source.is_some_and(net::is_broken_off)
 }
 
 /// The kinds of encryption to try, in this order. Unix sockets need none: nobody can read along.

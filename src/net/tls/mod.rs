@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 use self::verifier::{CheckNames, Verifier};
 use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::is_broken_off;
 
 /// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
 /// that begin with TLS, and answer any other name with an alert in all.
@@ -67,17 +68,18 @@ impl Tls {
 
     /// Shakes hands on a socket on which the server waits for that.
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        self.shake_hands(socket).await.map_err(|error| self.handshake_failed(&error))
+        self.shake_hands(socket).await.map_err(|error| self.handshake_failed(error))
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
     /// the protocol.
     pub(crate) async fn connect_directly(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        let stream = self.shake_hands(socket).await.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => problem(format!(
-                "the server closed the connection at the first word of TLS; {DIRECT}"
-            )),
-            _ => self.handshake_failed(&error),
+        let stream = self.shake_hands(socket).await.map_err(|error| {
+            if !is_broken_off(&error) {
+                return self.handshake_failed(error);
+            }
+            problem(format!("the server closed the connection at the first word of TLS; {DIRECT}"))
+                .with_source(error)
         })?;
         if stream.get_ref().1.alpn_protocol() == Some(ALPN) {
             return Ok(stream);
@@ -90,9 +92,13 @@ impl Tls {
         connector.connect(self.server_name.clone(), socket).await
     }
 
-    fn handshake_failed(&self, error: &io::Error) -> Error {
+    fn handshake_failed(&self, error: io::Error) -> Error {
+        if is_broken_off(&error) {
+            return problem("the server closed the connection during the TLS handshake")
+                .with_source(error);
+        }
         let advice = match self.words {
-            Words::Parameters => problems::of(error),
+            Words::Parameters => problems::of(&error),
             Words::Rustls => None,
         };
         let why = advice.unwrap_or_else(|| error.to_string().into());

@@ -21,6 +21,8 @@ enum Then {
     Refuses,
     /// Nothing is said in TLS or in clear.
     FallsSilent,
+    /// The connection ends with the first word of TLS.
+    BreaksOff,
 }
 
 /// A server that gives each connection the same answers.
@@ -45,11 +47,7 @@ impl Server {
     }
 
     async fn refusal(&self, sslmode: &str) -> Error {
-        let port = self.port;
-        let string = format!("host=127.0.0.1 port={port} user=bob sslmode={sslmode}");
-        let mut config: Config = string.parse().unwrap();
-        config.connect_timeout(Duration::from_millis(300));
-        timely(Lock::connect(&config, 1)).await.unwrap_err()
+        refusal(&[self], &format!("sslmode={sslmode}")).await
     }
 
     fn connections(&self) -> u32 {
@@ -57,12 +55,26 @@ impl Server {
     }
 }
 
+/// Why none of these servers is connected to.
+async fn refusal(servers: &[&Server], parameters: &str) -> Error {
+    let mut config: Config = format!("user=bob {parameters}").parse().unwrap();
+    config.hosts(servers.iter().map(|server| ("127.0.0.1", server.port)));
+    config.connect_timeout(Duration::from_millis(300));
+    timely(Lock::connect(&config, 1)).await.unwrap_err()
+}
+
 async fn serve(mut socket: TcpStream, answer: &[u8], then: Then) -> Option<()> {
+    if let (Then::BreaksOff, b"") = (then, answer) {
+        return None;
+    }
     let mut message = read_message(&mut socket).await?;
     if message == SSL_REQUEST {
         socket.write_all(answer).await.ok()?;
         if answer == b"N" {
             message = read_message(&mut socket).await?;
+        }
+        if let Then::BreaksOff = then {
+            return socket.read_u8().await.ok().map(drop);
         }
     }
     if let (Then::Refuses, false) = (then, message == SSL_REQUEST) {
@@ -95,4 +107,21 @@ async fn what_was_wrong_with_tls_is_told_also_if_the_time_is_up_in_clear() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(error.to_string().contains("before that: the TLS handshake failed"), "{error}");
     assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_in_the_handshake_gives_its_turn_to_the_next() {
+    for (answer, parameters, told) in [
+        (&b"S"[..], "sslmode=require", "closed the connection during the TLS handshake"),
+        (b"", "sslmode=require sslnegotiation=direct", "direct needs PostgreSQL 17"),
+    ] {
+        let first = Server::start(answer, Then::BreaksOff).await;
+        let next = Server::start(b"S", Then::FallsSilent).await;
+        let error = refusal(&[&first, &next], parameters).await;
+        assert_eq!([first.connections(), next.connections()], [1, 1], "{parameters}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{parameters}: {error}");
+        assert!(error.to_string().contains(told), "{parameters}: {error}");
+        let alone = refusal(&[&first], parameters).await;
+        assert_eq!(alone.kind(), ErrorKind::Tls, "{parameters}: {alone}");
+    }
 }
