@@ -201,7 +201,11 @@ fn private_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>> {
         .map_err(|error| unreadable().with_source(error))
 }
 
+/// Reads certificates from a plain file: a pipe may let nobody open it, and a device may never end.
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(problem(format!("{parameter}: {} is not a plain file", path.display())));
+    }
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
         .map_err(|error| unreadable(parameter, path).with_source(error))?;

@@ -103,6 +103,17 @@ async fn a_client_is_known_by_its_certificate() {
     assert!(!format!("{error} {error:?}").contains(key));
 }
 
+/// To open a pipe would block the whole thread, deadline and all.
+#[cfg(unix)]
+#[tokio::test]
+async fn roots_are_read_from_a_plain_file_only() {
+    let url = Cluster::default_cluster().url_for(&role::TRUST);
+    for file in ["/dev/null", "/"] {
+        let refused = connect(&format!("{url}?sslmode=verify-ca&sslrootcert={file}")).await;
+        assert_refused(&refused.unwrap_err(), ErrorKind::Tls, "is not a plain file");
+    }
+}
+
 #[track_caller]
 fn assert_refused(error: &Error, kind: ErrorKind, words: &str) {
     assert_eq!(error.kind(), kind, "{error}");
