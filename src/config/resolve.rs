@@ -76,6 +76,17 @@ pub(crate) enum Handshake {
     Caller(CallersConfig),
 }
 
+#[cfg(feature = "tls")]
+impl Handshake {
+    /// Whether the server's certificate may have to be for the host.
+    pub(crate) fn compares_names(&self) -> bool {
+        match self {
+            Self::Parameters(options) => matches!(options.demand, Demand::Host(_)),
+            Self::Caller(_) => true,
+        }
+    }
+}
+
 /// What the parameters say about a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HandshakeOptions {

@@ -192,16 +192,19 @@ fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N
 /// if it is this process that answers. Behind a pooler, another client would find them made: there they
 /// end with the query, which only tells whether the server takes them.
 ///
-/// The caller's own settings come first: those that a lock needs have the last word.
+/// The caller's own settings come first: those that a lock needs have the last word. Names are those of
+/// `pg_catalog`, here as in every query: a `search_path` may put functions of others before them.
 fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_id: i32) -> String {
     let mut sql = format!(
-        "/* pglock {comment} */ SELECT version(), pg_is_in_recovery()::text, pg_backend_pid()"
+        "/* pglock {comment} */ SELECT pg_catalog.version(), \
+         pg_catalog.pg_is_in_recovery()::pg_catalog.text, pg_catalog.pg_backend_pid()"
     );
     for (name, value) in all_settings(config, settings) {
         // Writing to a String cannot fail. Names have nothing in them to quote.
         let _ = write!(
             sql,
-            ", set_config('{name}', {}, pg_backend_pid() <> {process_id})",
+            ", pg_catalog.set_config('{name}', {}, \
+             pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.<>) {process_id})",
             quoted(value)
         );
     }
@@ -211,11 +214,11 @@ fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_
 /// What opens a transaction that can hold a lock. Its settings end with it; those of the socket are left
 /// out, which is the pooler's.
 fn begin(config: &Resolved, settings: &[Setting]) -> String {
-    let mut sql = String::from("BEGIN; SELECT pg_backend_pid()");
+    let mut sql = String::from("BEGIN; SELECT pg_catalog.pg_backend_pid()");
     let settings: Vec<_> =
         settings.iter().filter(|(name, _)| !name.starts_with("tcp_")).cloned().collect();
     for (name, value) in all_settings(config, &settings) {
-        let _ = write!(sql, ", set_config('{name}', {}, true)", quoted(value));
+        let _ = write!(sql, ", pg_catalog.set_config('{name}', {}, true)", quoted(value));
     }
     sql
 }

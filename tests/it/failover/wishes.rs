@@ -7,7 +7,7 @@ use std::process;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use pglock::{Config, Error, ErrorKind, Lock};
+use pglock::{Config, Error, ErrorKind, Lock, Pooler};
 use pglock_test_cluster::{Cluster, role};
 
 use crate::scripted::messages::error;
@@ -132,6 +132,34 @@ async fn what_a_lock_needs_has_the_last_word() {
     assert!(!soon(waiter.lock_timeout(Duration::from_millis(200))).await.unwrap());
     soon(holder.close()).await.unwrap();
     assert!(soon(waiter.try_lock()).await.unwrap());
+}
+
+#[tokio::test]
+async fn no_function_of_the_same_name_stands_in_for_a_lock() {
+    let mut admin = Cluster::default_cluster().raw();
+    admin.rows("CREATE SCHEMA IF NOT EXISTS impostor");
+    admin.rows("GRANT USAGE ON SCHEMA impostor TO PUBLIC");
+    for (declaration, body) in [
+        ("pg_backend_pid() RETURNS integer", "SELECT 1"),
+        ("pg_try_advisory_xact_lock(bigint) RETURNS boolean", "SELECT true"),
+        ("set_config(text, text, boolean) RETURNS text", "SELECT ''::text"),
+    ] {
+        admin.rows(&format!(
+            "CREATE OR REPLACE FUNCTION impostor.{declaration} LANGUAGE sql AS $$ {body} $$"
+        ));
+    }
+    let mut config = config("user=trust_user");
+    config.set("options", "-c search_path=impostor,pg_catalog").unwrap();
+    config.pooler(Pooler::Transaction);
+    let mut locks = Vec::new();
+    for _ in 0..2 {
+        locks.push(soon(Lock::connect(&config, "no impostor's")).await.unwrap());
+    }
+    let mut taken = Vec::new();
+    for lock in &mut locks {
+        taken.push(soon(lock.try_lock()).await.unwrap());
+    }
+    assert_eq!(taken, [true, false]);
 }
 
 #[tokio::test]
