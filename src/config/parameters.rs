@@ -327,8 +327,10 @@ impl Parameter {
     fn unknown(&self) -> Problem {
         let Self { name, at, .. } = self;
         if name == "ssl" {
-            format!("unknown parameter `ssl` at byte {at}: say `sslmode`, for instance sslmode=require")
-                .into()
+            format!(
+                "unknown parameter `ssl` at byte {at}: say `sslmode`, for instance sslmode=require"
+            )
+            .into()
         } else if self.nameable {
             format!(
                 "unknown parameter `{name}` at byte {at}: it is neither one of libpq's, which are in \
