@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
@@ -308,7 +309,8 @@ impl Wire {
             alarm.sleep.as_mut().reset(until);
         }
         alarm.wakes.clone_from(cx.waker());
-        alarm.sleep.as_mut().poll(cx).is_ready()
+        // Where tokio holds a busy task back, it would not set the timer: nobody would ever notice.
+        pin!(unconstrained(alarm.sleep.as_mut())).poll(cx).is_ready()
     }
 
     #[cold]
