@@ -80,9 +80,9 @@ impl Fence {
     /// takes back could be given out twice.
     pub(crate) fn query(key: crate::Key) -> String {
         format!(
-            "SELECT set_config('synchronous_commit', 'on', true), \
-             pg_walfile_name(pg_current_wal_insert_lsn()), \
-             pg_logical_emit_message(true, 'pglock', '{key}')"
+            "SELECT pg_catalog.set_config('synchronous_commit', 'on', true), \
+             pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), \
+             pg_catalog.pg_logical_emit_message(true, 'pglock', '{key}')"
         )
     }
 

@@ -46,6 +46,9 @@
 //!
 //! # Features
 //!
+//! - `md5` (on by default): logging in by MD5, which PostgreSQL has deprecated.
+//! - `saslprep` (on by default): logging in by SCRAM with a password outside ASCII, which needs tables of
+//!   Unicode. Without it, such a password is refused.
 //! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
 //!   demands TLS is refused.
 //!

@@ -40,7 +40,7 @@ pub fn scram(data: &[u8]) {
     );
     check_proof(client.message(), prefix, nonce);
     match client.server_final(server_final) {
-        Ok(()) => {
+        Ok(_) => {
             assert_eq!((prefix, &*message), ("c=biws", SERVER_FIRST), "a forged signature");
             assert_eq!(saslprep(&password), PASSWORD);
             assert_eq!(String::from_utf8_lossy(server_final), SERVER_FINAL);

@@ -43,6 +43,9 @@ const EXTRAS: &[(&str, &str)] = &[
     ("reaping_frequency", "Rails"),
     ("schema_search_path", "Rails"),
     ("statement_limit", "Rails"),
+    // Doctrine, in the URLs that Symfony writes; the session talks UTF-8, whatever charset says
+    ("charset", "Doctrine"),
+    ("serverVersion", "Doctrine"),
     // SQLAlchemy
     ("prepared_statement_cache_size", "SQLAlchemy"),
     // sqlx

@@ -18,6 +18,7 @@ mod parameters;
 mod passfile;
 mod pooler;
 mod resolve;
+mod scram_key;
 mod service;
 mod ssl_mode;
 #[cfg(test)]
@@ -50,6 +51,7 @@ pub(crate) use self::tls::{Demand, Identity, Roots, SslNegotiation, Versions};
 use self::host::List;
 use self::options::Options;
 use self::parameters::Parameters;
+use self::scram_key::KeptKey;
 #[cfg(feature = "tls")]
 use self::tls::CallersConfig;
 use self::tls::TlsWishes;
@@ -172,6 +174,7 @@ pub struct Config {
     load_balance_hosts: LoadBalance,
     user: Option<String>,
     password: Option<Secret>,
+    scram_key: KeptKey,
     passfile: Option<PathBuf>,
     dbname: Option<String>,
     application_name: Option<String>,
@@ -216,6 +219,7 @@ impl Config {
             load_balance_hosts: LoadBalance::default(),
             user: None,
             password: None,
+            scram_key: KeptKey::default(),
             passfile: None,
             dbname: None,
             application_name: None,
@@ -384,6 +388,7 @@ impl Config {
     /// The role's password, for servers that ask for one. By default, the one in the password file.
     pub fn password(&mut self, password: &str) -> &mut Self {
         self.password = Some(password.into());
+        self.scram_key = KeptKey::default();
         self
     }
 
@@ -531,6 +536,7 @@ impl fmt::Debug for Config {
             .field("load_balance_hosts", &self.load_balance_hosts)
             .field("user", &self.user)
             .field("password", &self.password)
+            .field("scram_key", &self.scram_key)
             .field("passfile", &self.passfile)
             .field("dbname", &self.dbname)
             .field("application_name", &self.application_name)

@@ -211,6 +211,7 @@ impl Parameters {
         }
         let given = match text.strip_prefix("postgresql://").or(text.strip_prefix("postgres://")) {
             Some(rest) => url::parse(text, rest),
+            None if is_url_of_another_kind(text) => Err(OTHER_URL.into()),
             None => keyword_value::parse(text),
         }?;
         Ok(Self::last_of_each(given))
@@ -325,7 +326,12 @@ impl Parameter {
 
     fn unknown(&self) -> Problem {
         let Self { name, at, .. } = self;
-        if self.nameable {
+        if name == "ssl" {
+            format!(
+                "unknown parameter `ssl` at byte {at}: say `sslmode`, for instance sslmode=require"
+            )
+            .into()
+        } else if self.nameable {
             format!(
                 "unknown parameter `{name}` at byte {at}: it is neither one of libpq's, which are in \
                  lower case, nor one that is known to be for another client"
@@ -338,6 +344,23 @@ impl Parameter {
             .into()
         }
     }
+}
+
+const OTHER_URL: &str = "the URL does not begin with `postgresql://` or `postgres://` at byte 0: leave out \
+                         what stands before that, such as `jdbc:`, a quote or a space, and in the \
+                         scheme what names a driver, such as `+psycopg2`";
+
+/// Whether the text is a URL that other clients read, or one with something before it. Read as
+/// keyword=value, it would be a parameter with a strange name.
+fn is_url_of_another_kind(text: &str) -> bool {
+    let before = text.split_once("://").map(|(before, _)| before);
+    let is_in_schemes = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.' | ':');
+    before.is_some_and(|before| {
+        before
+            .trim_start_matches(|c| is_space(c) || matches!(c, '"' | '\''))
+            .chars()
+            .all(is_in_schemes)
+    })
 }
 
 /// Whether the text can be meant as a parameter's name.

@@ -10,6 +10,7 @@ use crate::secret::Secret;
 use super::files::{self, Variables};
 use super::host::{Host, LoadBalance};
 use super::passfile::PasswordFile;
+use super::scram_key::KeptKey;
 use super::tls::{CallersConfig, Demand, Identity, SslNegotiation, Versions};
 use super::{Config, KeepaliveWishes, Misfit, Pooler, Problem, SslMode};
 
@@ -22,6 +23,7 @@ pub(crate) struct Resolved {
     pub(crate) servers: Vec<Server>,
     pub(crate) load_balance_hosts: LoadBalance,
     pub(crate) user: String,
+    pub(crate) scram_key: KeptKey,
     /// Why the password file was ignored, if it was: the reason why a password is missing.
     pub(crate) passfile_problem: Option<String>,
     pub(crate) dbname: String,
@@ -74,6 +76,17 @@ pub(crate) enum Handshake {
     Caller(CallersConfig),
 }
 
+#[cfg(feature = "tls")]
+impl Handshake {
+    /// Whether the server's certificate may have to be for the host.
+    pub(crate) fn compares_names(&self) -> bool {
+        match self {
+            Self::Parameters(options) => matches!(options.demand, Demand::Host(_)),
+            Self::Caller(_) => true,
+        }
+    }
+}
+
 /// What the parameters say about a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HandshakeOptions {
@@ -114,6 +127,7 @@ impl Config {
             servers,
             load_balance_hosts: self.load_balance_hosts,
             user,
+            scram_key: self.scram_key.clone(),
             passfile_problem: passfile.problem,
             dbname,
             application_name: application_name.map_or("pglock", String::as_str).to_owned(),

@@ -248,7 +248,7 @@ fn a_mistake_is_named_with_its_place() {
         // The refused URLs of libpq's tests.
         ("postgresql://host/db?u%7aer=x&port=12345", "unknown parameter `uzer` at byte 21"),
         ("postgresql://host?uzer=", "unknown parameter `uzer` at byte 18"),
-        ("postgre://", "no `=` after the word at byte 0"),
+        ("postgre://", "does not begin with `postgresql://` or `postgres://` at byte 0"),
         ("postgres://[::1", "no `]` for the `[` at byte 11"),
         ("postgres://[]", "no address in the brackets at byte 11"),
         ("postgres://[::1]z", "expected `:`, `/`, `?` or `,` after the `]`, at byte 16"),
@@ -261,6 +261,13 @@ fn a_mistake_is_named_with_its_place() {
         ("postgresql://%1", "two hexadecimal digits at byte 13"),
         ("postgresql://%", "two hexadecimal digits at byte 13"),
         ("postgresql://host? user user = x & port = 1", "white space at byte 23"),
+        // Those of other clients, and those that were copied with something before them.
+        ("postgresql+psycopg2://u:p@h/d", "what names a driver, such as `+psycopg2`"),
+        ("postgresql+asyncpg://u:p@h/d?ssl=require", "what names a driver"),
+        ("jdbc:postgresql://h:5432/d?user=u&password=p", "such as `jdbc:`, a quote or a space"),
+        ("Postgres://u:p@h/d?sslmode=require", "does not begin with `postgresql://`"),
+        (" postgres://u:p@h/d?sslmode=require", "a quote or a space"),
+        ("'postgres://u:p@h/d?sslmode=require'", "a quote or a space"),
         // And more.
         ("postgres://h/db\n", "white space at byte 15"),
         ("postgres://h?&user=x", "no `=` in the parameter at byte 13"),
@@ -695,6 +702,10 @@ fn what_platforms_give_out_is_accepted() {
         (
             "postgresql://johndoe:pw@localhost:5432/mydb?schema=public&connection_limit=5&pool_timeout=2&socket_timeout=3",
             "localhost:5432",
+        ),
+        (
+            "postgresql://app:!ChangeMe!@127.0.0.1:5432/app?serverVersion=16&charset=utf8",
+            "127.0.0.1:5432",
         ),
         (
             "host=pg-1.postgres.database.azure.com port=5432 dbname=postgres user=me password=p sslmode=require",

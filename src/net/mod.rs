@@ -209,6 +209,12 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
         .map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()).with_source(error))
 }
 
+/// Whether the other side ended the connection, rather than to say something wrong.
+pub(crate) fn is_broken_off(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
 /// What TLS had against a connection, if that is why it broke. With TLS 1.3, a client learns only after
 /// the handshake that its certificate was refused.
 pub(crate) fn problem_of_tls(error: &io::Error) -> Option<Cow<'static, str>> {

@@ -55,6 +55,8 @@ pub enum ProtocolError {
         /// The method, in the words of PostgreSQL's manual.
         method: &'static str,
     },
+    /// The server asks for an MD5 hash, and pglock's feature `md5` is switched off.
+    NeedsMd5,
     /// The server offered no SASL mechanism that this client has and may use.
     NoCommonMechanism {
         /// What it offered, cut and cleaned.
@@ -116,6 +118,7 @@ impl ProtocolError {
         matches!(
             self,
             Self::UnsupportedAuthentication { .. }
+                | Self::NeedsMd5
                 | Self::NoCommonMechanism { .. }
                 | Self::ChannelBindingWithoutTls
                 | Self::ChannelBindingRequired(_)
@@ -158,6 +161,10 @@ impl fmt::Display for ProtocolError {
                 f,
                 "the server asks for {method} authentication, which is not supported; \
                  let pg_hba.conf ask for scram-sha-256"
+            ),
+            Self::NeedsMd5 => f.write_str(
+                "the server asks for md5 authentication: let pg_hba.conf ask for scram-sha-256, or \
+                 switch on pglock's feature `md5`",
             ),
             Self::NoCommonMechanism { offered } => write!(
                 f,

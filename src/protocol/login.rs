@@ -18,10 +18,12 @@
 //! refused server has seen nothing but the startup message.
 use zeroize::{Zeroize, Zeroizing};
 
-use super::scram::{ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress};
+use super::scram::{
+    ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress, ScramKey,
+};
 use super::{
     AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
-    TransactionStatus, Unbound, frontend, md5_password,
+    TransactionStatus, Unbound, frontend,
 };
 
 const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
@@ -43,6 +45,8 @@ pub struct Credentials {
     pub user: String,
     /// Its password, if there is one.
     pub password: Option<String>,
+    /// What an earlier login gave for the next: see [`ServerIdentity::scram_key`]. It is used if it fits.
+    pub scram_key: Option<ScramKey>,
     /// Random bytes that were never used before.
     pub nonce: [u8; NONCE_BYTES],
     /// What the login runs over.
@@ -63,6 +67,7 @@ impl Credentials {
         Self {
             user,
             password,
+            scram_key: None,
             nonce,
             transport: Transport::default(),
             cleartext_permitted: false,
@@ -141,6 +146,8 @@ pub struct ServerIdentity {
     pub authentication: AuthMethod,
     /// Whether the login was bound to the TLS connection.
     pub channel_bound: bool,
+    /// What makes the next login with the same password a quick one, if it was by SCRAM.
+    pub scram_key: Option<ScramKey>,
 }
 
 /// The login, as far as it has come.
@@ -149,6 +156,7 @@ pub(super) struct Login {
     credentials: Credentials,
     authentication: AuthMethod,
     channel_bound: bool,
+    scram_key: Option<ScramKey>,
     version_negotiated: bool,
     cancel_key: Option<CancelKey>,
     server_version: Option<String>,
@@ -184,6 +192,7 @@ impl Login {
             credentials,
             authentication: AuthMethod::None,
             channel_bound: false,
+            scram_key: None,
             version_negotiated: false,
             cancel_key: None,
             server_version: None,
@@ -258,9 +267,7 @@ impl Login {
             }
             (State::Greeted, Authentication::Md5Password { salt }) => {
                 self.admit(AuthMethod::Md5)?;
-                let user = &self.credentials.user;
-                let hash = Zeroizing::new(md5_password(user, self.password()?, salt));
-                frontend::password_message(&hash, out);
+                frontend::password_message(&self.md5_password(salt)?, out);
                 State::PasswordSent
             }
             (State::Greeted, Authentication::Sasl(mechanisms)) => {
@@ -271,10 +278,14 @@ impl Login {
                 State::SaslBegun(first)
             }
             (State::SaslBegun(first), Authentication::SaslContinue(data)) => {
-                State::Deriving(first.server_first(data, self.password()?)?)
+                let derivation = first.server_first(data, self.password()?)?;
+                State::Deriving(match &self.credentials.scram_key {
+                    Some(key) => derivation.resume(key),
+                    None => derivation,
+                })
             }
             (State::ProofSent(proof), Authentication::SaslFinal(data)) => {
-                proof.server_final(data)?;
+                self.scram_key = Some(proof.server_final(data)?);
                 State::Proven
             }
             (State::SaslBegun(_) | State::ProofSent(_), Authentication::Ok) => {
@@ -313,6 +324,18 @@ impl Login {
             return Err(ProtocolError::CleartextRefused);
         }
         self.password()
+    }
+
+    #[cfg(feature = "md5")]
+    fn md5_password(&self, salt: [u8; 4]) -> Result<Zeroizing<String>, ProtocolError> {
+        let hash = super::md5_password(&self.credentials.user, self.password()?, salt);
+        Ok(Zeroizing::new(hash))
+    }
+
+    #[cfg(not(feature = "md5"))]
+    #[expect(clippy::unused_self, reason = "with the feature, it has the password")]
+    fn md5_password(&self, _: [u8; 4]) -> Result<Zeroizing<String>, ProtocolError> {
+        Err(ProtocolError::NeedsMd5)
     }
 
     fn begin_scram(&mut self, mechanisms: &[&[u8]]) -> Result<ClientFirst, ProtocolError> {
@@ -368,6 +391,7 @@ impl Login {
             in_hot_standby: self.in_hot_standby,
             authentication: self.authentication,
             channel_bound: self.channel_bound,
+            scram_key: self.scram_key.take(),
         })))
     }
 }
@@ -408,4 +432,5 @@ fn unexpected(message: &BackendMessage<'_>) -> ProtocolError {
 }
 
 #[cfg(test)]
+#[cfg(feature = "md5")]
 mod tests;

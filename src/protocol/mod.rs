@@ -62,7 +62,9 @@ mod error;
 mod frames;
 pub mod frontend;
 mod login;
+#[cfg(feature = "md5")]
 mod md5;
+#[cfg(feature = "saslprep")]
 mod saslprep;
 pub mod scram;
 mod ssl;
@@ -74,6 +76,8 @@ pub use connection::{CallResult, Connection, Event, NotReady};
 pub use error::{ProtocolError, Unbound};
 pub use frames::{BODY_BYTES_MAX, RESULT_BODY_BYTES_MAX};
 pub use login::{CancelKey, Credentials, ServerIdentity, Transport};
+#[cfg(feature = "md5")]
 pub use md5::md5_password;
+#[cfg(feature = "saslprep")]
 pub use saslprep::saslprep;
 pub use ssl::SslReply;

@@ -4,7 +4,7 @@
 //! Each state owns what it knows, and the transition to the next consumes it:
 //!
 //! ```text
-//! ClientFirst ──server-first-message──> Derivation ──run──> ClientFinal ──server-final-message──> ()
+//! ClientFirst ──server-first-message──> Derivation ──run──> ClientFinal ──server-final-message──> ScramKey
 //! ```
 //!
 //! - [`ClientFirst`] has the first message, with a nonce that the caller drew at random.
@@ -13,7 +13,8 @@
 //! - [`ClientFinal`] has the second message, with the client's proof, and checks the server's.
 //!
 //! The login is over only when [`ClientFinal::server_final`] has returned `Ok`: a server that goes
-//! on without its proof does not know the password.
+//! on without its proof does not know the password. What that returns makes the next login with the same
+//! password a quick one: [`Derivation::resume`].
 //!
 //! # Examples
 //!
@@ -43,12 +44,14 @@
 //!      p=EAm2HLxZ25aVBMWmNheOhTNpXnSAgesD9h6cteX7JEU=",
 //! );
 //!
-//! client.server_final(b"v=tarVz1beIDAypJtxz7mvzCnWw9SS8yo0v9LF8t99EGc=")
+//! client.server_final(b"v=tarVz1beIDAypJtxz7mvzCnWw9SS8yo0v9LF8t99EGc=")?;
+//! # Ok(())
 //! # }
 //! ```
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -57,6 +60,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
+#[cfg(feature = "saslprep")]
 use super::saslprep::saslprep;
 
 /// Length of the client's random nonce, in bytes. As long as libpq's.
@@ -148,12 +152,13 @@ impl ClientFirst {
 
     /// Takes the server-first-message, the data of an `AuthenticationSASLContinue`.
     ///
-    /// The password is brought to its canonical form here: see [`saslprep`](super::saslprep).
+    /// The password is brought to its canonical form here: see `protocol::saslprep`, which a password
+    /// outside ASCII needs.
     ///
     /// # Errors
     ///
     /// The message is malformed, its nonce does not begin with this client's, or it asks for too
-    /// many iterations.
+    /// many iterations. Without the feature `saslprep`, also if the password is not ASCII.
     pub fn server_first(self, data: &[u8], password: &str) -> Result<Derivation, ScramError> {
         let message = text(data, ServerMessage::First)?;
         let server = ServerFirst::parse(message, &self.nonce)?;
@@ -162,8 +167,14 @@ impl ClientFirst {
             auth_message: format!("{},{message},{without_proof}", self.bare),
             without_proof,
         };
-        let password = Zeroizing::new(saslprep(password).into_owned());
-        Ok(Derivation { pbkdf2: Box::new(Pbkdf2::new(&password, &server)), transcript })
+        let prepared = prepare(password)?;
+        Ok(Derivation {
+            pbkdf2: Box::new(Pbkdf2::new(&prepared, &server)),
+            password: Zeroizing::new(password.to_owned()),
+            salt: server.salt,
+            iterations: server.iterations,
+            transcript,
+        })
     }
 }
 
@@ -182,20 +193,64 @@ struct Transcript {
 pub struct Derivation {
     /// In a place of its own: what is moved leaves a copy behind.
     pbkdf2: Box<Pbkdf2>,
+    password: Zeroizing<String>,
+    salt: Vec<u8>,
+    iterations: u32,
     transcript: Transcript,
 }
 
 impl Derivation {
+    /// Takes the key of an earlier login for the result, if it was of the same password, salt and number
+    /// of iterations: then there is nothing left to run. Otherwise this changes nothing.
+    pub fn resume(mut self, key: &ScramKey) -> Self {
+        let known = &*key.0;
+        if *known.password == *self.password
+            && known.salt == self.salt
+            && known.iterations == self.iterations
+        {
+            self.pbkdf2.sum.clone_from(&known.salted_password);
+            self.pbkdf2.iterations_left = 0;
+        }
+        self
+    }
+
     /// Runs at most so many iterations.
     ///
     /// A processor does some millions of them in a second, so a thousand at a time do not hold up
     /// the other tasks of a thread.
     pub fn run(mut self, iterations: u32) -> Progress {
-        if self.pbkdf2.run(iterations) {
-            Progress::Done(ClientFinal::new(&self.pbkdf2.sum, &self.transcript))
-        } else {
-            Progress::More(self)
+        if !self.pbkdf2.run(iterations) {
+            return Progress::More(self);
         }
+        let key = ScramKey(Arc::new(Known {
+            password: self.password,
+            salt: self.salt,
+            iterations: self.iterations,
+            salted_password: self.pbkdf2.sum.clone(),
+        }));
+        Progress::Done(ClientFinal::new(key, &self.transcript))
+    }
+}
+
+/// What a password is worth with one salt and number of iterations, for the next login: see
+/// [`Derivation::resume`]. Overwritten in memory when the last clone is dropped.
+///
+/// It is as good as the password, and contains it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScramKey(Arc<Known>);
+
+#[derive(PartialEq, Eq)]
+struct Known {
+    password: Zeroizing<String>,
+    salt: Vec<u8>,
+    iterations: u32,
+    salted_password: Zeroizing<[u8; HASH_BYTES]>,
+}
+
+/// Shows nothing.
+impl fmt::Debug for ScramKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScramKey").finish_non_exhaustive()
     }
 }
 
@@ -255,15 +310,16 @@ pub enum Progress {
 /// The third state: the client-final-message is to be sent, in a `SASLResponse`.
 pub struct ClientFinal {
     message: String,
+    key: ScramKey,
     /// Has absorbed everything that the server signs.
     server_signature: HmacSha256,
 }
 
 impl ClientFinal {
     /// RFC 5802, section 3.
-    fn new(salted_password: &[u8; HASH_BYTES], transcript: &Transcript) -> Self {
+    fn new(key: ScramKey, transcript: &Transcript) -> Self {
         let auth_message = transcript.auth_message.as_bytes();
-        let password = keyed(salted_password);
+        let password = keyed(&*key.0.salted_password);
 
         let client_key = Zeroizing::new(mac(&password, b"Client Key"));
         let stored_key = Sha256::digest(*client_key);
@@ -273,6 +329,7 @@ impl ClientFinal {
         let server_key = Zeroizing::new(mac(&password, b"Server Key"));
         Self {
             message: format!("{},p={}", transcript.without_proof, STANDARD.encode(proof)),
+            key,
             server_signature: keyed(&*server_key).chain_update(auth_message),
         }
     }
@@ -283,13 +340,14 @@ impl ClientFinal {
         &self.message
     }
 
-    /// Takes the server-final-message, the data of an `AuthenticationSASLFinal`.
+    /// Takes the server-final-message, the data of an `AuthenticationSASLFinal`, and gives what makes the
+    /// next login a quick one.
     ///
     /// # Errors
     ///
     /// The message is malformed, says that the server refused, or has a signature that only a
     /// server which does not know the password would send.
-    pub fn server_final(self, data: &[u8]) -> Result<(), ScramError> {
+    pub fn server_final(self, data: &[u8]) -> Result<ScramKey, ScramError> {
         if let Some(reason) = data.strip_prefix(b"e=") {
             return Err(ScramError::Refused(readable(reason)));
         }
@@ -303,7 +361,8 @@ impl ClientFinal {
             return Err(malformed("has a signature that is not 32 bytes long"));
         }
         // Compares in constant time.
-        self.server_signature.verify_slice(&signature).map_err(|_| ScramError::WrongSignature)
+        self.server_signature.verify_slice(&signature).map_err(|_| ScramError::WrongSignature)?;
+        Ok(self.key)
     }
 }
 
@@ -339,6 +398,8 @@ pub enum ScramError {
     ///
     /// PostgreSQL reports a wrong password by an `ErrorResponse` instead.
     Refused(String),
+    /// The password is not ASCII, and pglock's feature `saslprep` is switched off.
+    NeedsSaslprep,
     /// The server's signature is wrong: it does not know the password.
     WrongSignature,
 }
@@ -373,6 +434,10 @@ impl fmt::Display for ScramError {
                  accepted here: set its parameter scram_iterations, then the password anew",
             ),
             Self::Refused(reason) => write!(f, "the server refused the SCRAM login: {reason}"),
+            Self::NeedsSaslprep => f.write_str(
+                "the password is not ASCII: to log in by SCRAM with it, switch on pglock's feature \
+                 `saslprep`",
+            ),
             Self::WrongSignature => f.write_str(
                 "the server could not prove that it knows the password: this may not be the \
                  server that was meant",
@@ -480,6 +545,23 @@ fn readable(reason: &[u8]) -> String {
     reason.iter().take(REASON_CHARS_MAX).map(readable).collect()
 }
 
+/// Brings the password to the form that the server hashed when it was set.
+#[cfg(feature = "saslprep")]
+#[expect(clippy::unnecessary_wraps, reason = "without the feature, there is an error")]
+fn prepare(password: &str) -> Result<Zeroizing<String>, ScramError> {
+    Ok(Zeroizing::new(saslprep(password).into_owned()))
+}
+
+/// What is ASCII is hashed as it is.
+#[cfg(not(feature = "saslprep"))]
+fn prepare(password: &str) -> Result<Zeroizing<String>, ScramError> {
+    if password.is_ascii() {
+        Ok(Zeroizing::new(password.to_owned()))
+    } else {
+        Err(ScramError::NeedsSaslprep)
+    }
+}
+
 /// An HMAC with a key of any length.
 ///
 /// The crate's constructor for such keys returns a `Result` that is never an error. The one for
@@ -538,9 +620,10 @@ mod tests {
 
     /// What the client makes of a server-final-message. Each takes a state of its own, and deriving
     /// the keys anew for each would make the tests slow.
-    fn answer(client: &ClientFinal, server_final: &[u8]) -> Result<(), ScramError> {
+    fn answer(client: &ClientFinal, server_final: &[u8]) -> Result<ScramKey, ScramError> {
         let server_signature = client.server_signature.clone();
-        ClientFinal { message: String::new(), server_signature }.server_final(server_final)
+        let key = client.key.clone();
+        ClientFinal { message: String::new(), key, server_signature }.server_final(server_final)
     }
 
     #[test]
@@ -552,7 +635,7 @@ mod tests {
             "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
              p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
         );
-        assert_eq!(client.server_final(SERVER_FINAL.as_bytes()), Ok(()));
+        assert!(client.server_final(SERVER_FINAL.as_bytes()).is_ok());
     }
 
     #[test]
@@ -593,12 +676,41 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "saslprep")]
     #[test]
     fn the_password_is_prepared() {
         let message = |password| {
             finish(rfc_7677().server_first(SERVER_FIRST.as_bytes(), password).unwrap()).message
         };
         assert_eq!(message("caffe\u{300}"), message("caff\u{e8}"));
+    }
+
+    #[cfg(not(feature = "saslprep"))]
+    #[test]
+    fn a_password_that_cannot_be_prepared_is_refused() {
+        let answer = rfc_7677().server_first(SERVER_FIRST.as_bytes(), "caff\u{e8}");
+        assert_eq!(answer.unwrap_err(), ScramError::NeedsSaslprep);
+    }
+
+    #[test]
+    fn a_key_is_good_for_the_same_password_salt_and_iterations_only() {
+        let begin =
+            |first: &str, password| rfc_7677().server_first(first.as_bytes(), password).unwrap();
+        let key = client_final().server_final(SERVER_FINAL.as_bytes()).unwrap();
+        let resumed = begin(SERVER_FIRST, "pencil").resume(&key);
+        assert_eq!(resumed.pbkdf2.iterations_left, 0);
+        let resumed = finish(resumed);
+        assert_eq!(resumed.message, client_final().message);
+        assert_eq!(resumed.server_final(SERVER_FINAL.as_bytes()), Ok(key.clone()));
+        for (first, password) in [
+            (SERVER_FIRST, "pencils"),
+            (&*SERVER_FIRST.replace("4096", "4095"), "pencil"),
+            (&*SERVER_FIRST.replace("s=W22", "s=W21"), "pencil"),
+        ] {
+            let other = begin(first, password).resume(&key);
+            assert!(other.pbkdf2.iterations_left > 0, "{first}");
+            assert_eq!(finish(other).message, finish(begin(first, password)).message);
+        }
     }
 
     #[test]
@@ -749,7 +861,7 @@ mod tests {
     #[test]
     fn a_server_final_message_cut_short_is_refused() {
         let client = client_final();
-        assert_eq!(answer(&client, SERVER_FINAL.as_bytes()), Ok(()));
+        assert!(answer(&client, SERVER_FINAL.as_bytes()).is_ok());
         for end in 0..SERVER_FINAL.len() {
             assert!(answer(&client, &SERVER_FINAL.as_bytes()[..end]).is_err(), "{end}");
         }

@@ -42,7 +42,7 @@ impl Means {
             // Whatever state the transaction is in, this ends it.
             (Self::Transaction { .. }, Function::Settle) => connection.query("ROLLBACK"),
             (Self::Transaction { .. }, Function::Unlock) => {
-                connection.query("SELECT pg_backend_pid(), true; ROLLBACK")
+                connection.query("SELECT pg_catalog.pg_backend_pid(), true; ROLLBACK")
             }
             (Self::Transaction { .. }, _) => connection.query(&function.query("xact_", lock)),
         }
@@ -106,7 +106,8 @@ impl Function {
             Kind::Pair(class, object) => format!("'{class}'::integer, '{object}'::integer"),
         };
         format!(
-            "SELECT pg_backend_pid(), pg_{attempt}advisory_{scope}{action}{shared}({arguments})"
+            "SELECT pg_catalog.pg_backend_pid(), \
+             pg_catalog.pg_{attempt}advisory_{scope}{action}{shared}({arguments})"
         )
     }
 

@@ -7,11 +7,13 @@
 //! ```
 //!
 //! The first that is let in and is a primary is taken. What fails says who is tried next: a server that
-//! cannot be reached, is starting or ending, or is a standby gives its turn to the next address; a
-//! server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
+//! cannot be reached or breaks off, is starting or ending, or is a standby gives its turn to the next
+//! address; a server that wants the other kind of encryption is asked again with that, where `sslmode` permits;
 //! any other failure ends the search.
 
+use std::error::Error as _;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ const INVALID_AUTHORIZATION: &str = "28000";
 
 /// Why an attempt came to nothing, and where to go from there.
 enum Failure {
+    /// The other kind of encryption may do better at the same address.
+    Encryption(Error),
     /// Another address or server may do better.
     Here(Error),
     /// None will.
@@ -39,14 +43,14 @@ enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let here = match error.kind() {
-            ErrorKind::Connect => {
-                error.sqlstate().is_none_or(|sqlstate| NOT_NOW.contains(&sqlstate))
+        match (error.kind(), error.sqlstate()) {
+            (ErrorKind::Tls, _) | (_, Some(INVALID_AUTHORIZATION)) => Self::Encryption(error),
+            (ErrorKind::Connect, None) | (ErrorKind::Timeout, _) => Self::Here(error),
+            (ErrorKind::Connect, Some(sqlstate)) if NOT_NOW.contains(&sqlstate) => {
+                Self::Here(error)
             }
-            ErrorKind::Timeout => true,
-            _ => false,
-        };
-        if here { Self::Here(error) } else { Self::Everywhere(error) }
+            _ => Self::Everywhere(error),
+        }
     }
 }
 
@@ -78,7 +82,9 @@ pub(super) async fn connect(config: &Config, comment: &str) -> Result<Wire> {
         match attempt.await {
             Ok(wire) => return Ok(wire),
             Err(Failure::Here(error)) => failures.add(context(error)),
-            Err(Failure::Everywhere(error)) => return Err(failures.and(context(error))),
+            Err(Failure::Encryption(error) | Failure::Everywhere(error)) => {
+                return Err(failures.and(context(error)));
+            }
         }
     }
     Err(failures.all())
@@ -97,12 +103,13 @@ async fn connect_to(
     }
     let mut failures = Failures::default();
     for address in addresses {
-        let reaching = reach(config, server, comment, name, &address);
+        let mut earlier = Failures::default();
+        let reaching = reach(config, server, comment, name, &address, &mut earlier);
         match within(config.connect_timeout, &address, reaching).await {
             Ok(wire) => return Ok(wire),
-            Err(Failure::Here(error)) => failures.add(error),
-            Err(Failure::Everywhere(error)) => {
-                return Err(Failure::Everywhere(failures.and(error)));
+            Err(Failure::Here(error)) => failures.add(earlier.and(error)),
+            Err(Failure::Encryption(error) | Failure::Everywhere(error)) => {
+                return Err(Failure::Everywhere(failures.and(earlier.and(error))));
             }
         }
     }
@@ -131,29 +138,37 @@ async fn within<T>(
     })
 }
 
-/// Tries one address with each kind of encryption that the mode permits.
+/// Tries one address with each kind of encryption that the mode permits. What went wrong with those
+/// before the last is `earlier`, also if the time is up.
 async fn reach(
     config: &Resolved,
     server: &Server,
     comment: &str,
     name: &Arc<str>,
     address: &Address,
+    earlier: &mut Failures,
 ) -> Result<Wire, Failure> {
     let keepalive = client_keepalive(config.orphan_timeout, &config.keepalive);
-    let mut failures = Failures::default();
     for encryption in encryptions(config, server, address)? {
         let route = Route { address: address.clone(), keepalive, encryption };
         match open(config, server, comment, name, route).await {
-            Err(Failure::Everywhere(error)) if wants_other_encryption(&error) => {
-                failures.add(error);
-            }
-            Err(Failure::Everywhere(error)) => {
-                return Err(Failure::Everywhere(failures.and(error)));
-            }
+            Err(Failure::Encryption(error)) => earlier.add(error),
             decided => return decided,
         }
     }
-    Err(Failure::Everywhere(failures.all()))
+    let error = mem::take(earlier).all();
+    Err(if is_without_handshake(&error) {
+        Failure::Here(error)
+    } else {
+        Failure::Everywhere(error)
+    })
+}
+
+/// Whether the socket ended in the middle of a handshake, as it does when the server is being stopped,
+/// or behind a proxy that has none.
+fn is_without_handshake(error: &Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    error.kind() == ErrorKind::Tls && source.is_some_and(net::is_broken_off)
 }
 
 /// The kinds of encryption to try, in this order. Unix sockets need none: nobody can read along.
@@ -168,13 +183,13 @@ fn encryptions(
     if address.is_private() || config.tls.mode == SslMode::Disable {
         return Ok(vec![Encryption::None]);
     }
-    let tls = match net::tls::Tls::new(&config.tls.handshake, &server.host.to_string()) {
+    let tls = match net::tls::Tls::new(&config.tls.handshake, &server.host.to_string(), address) {
         Ok(tls) => tls,
         Err(error) if config.tls.mode.demands_tls() => return Err(error.into()),
         Err(_) => return Ok(vec![Encryption::None]),
     };
     Ok(match (config.tls.mode, config.tls.negotiation) {
-        (SslMode::Allow, _) => vec![Encryption::None, Encryption::Negotiated(tls)],
+        (SslMode::Allow, _) => vec![Encryption::None, Encryption::IfOffered(tls)],
         (SslMode::Prefer, _) => vec![Encryption::IfOffered(tls), Encryption::None],
         (_, SslNegotiation::Postgres) => vec![Encryption::Negotiated(tls)],
         (_, SslNegotiation::Direct) => vec![Encryption::Direct(tls)],
@@ -197,9 +212,14 @@ fn encryptions(
     Ok(vec![Encryption::None])
 }
 
-/// Whether the failure may be due to how the connection was encrypted, or that it was not.
-fn wants_other_encryption(error: &Error) -> bool {
-    error.kind() == ErrorKind::Tls || error.sqlstate() == Some(INVALID_AUTHORIZATION)
+#[cfg(feature = "tls")]
+fn leaves_tls_to_server(encryption: &Encryption) -> bool {
+    matches!(encryption, Encryption::IfOffered(_))
+}
+
+#[cfg(not(feature = "tls"))]
+fn leaves_tls_to_server(_: &Encryption) -> bool {
+    false
 }
 
 async fn open(
@@ -210,8 +230,18 @@ async fn open(
     route: Route,
 ) -> Result<Wire, Failure> {
     let mut stream = route.open().await?;
+    let has_no_other = leaves_tls_to_server(&route.encryption) && !stream.is_encrypted();
     let route = route.taken_by(&stream);
-    let (connection, identity) = log_in(&mut stream, config, server).await?;
+    let (connection, identity) = match log_in(&mut stream, config, server).await {
+        Ok(logged_in) => logged_in,
+        Err(error) => {
+            return Err(match error.into() {
+                // The server has said that it has no TLS.
+                Failure::Encryption(error) if has_no_other => Failure::Everywhere(error),
+                failure => failure,
+            });
+        }
+    };
     let peer = Peer { name: Arc::clone(name), route, cancel_key: identity.cancel_key.clone() };
     let mut wire = Wire::new(stream, connection, peer);
     introduce(&mut wire, config, comment, &identity).await?;
@@ -227,9 +257,10 @@ impl Failures {
         self.0.push(error);
     }
 
-    /// This error, and those before it.
+    /// This error, and those before it that say something else.
     fn and(self, error: Error) -> Error {
-        self.0.iter().fold(error, Error::and)
+        let told = error.to_string();
+        self.0.iter().filter(|earlier| earlier.to_string() != told).fold(error, Error::and)
     }
 
     fn all(mut self) -> Error {

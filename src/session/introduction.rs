@@ -1,6 +1,5 @@
 //! What is said once after the login: settings are made, and the server says what it is.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -43,22 +42,9 @@ pub(super) async fn introduce(
     let process_id = server.cancel_key.process_id();
     let version = server.server_version.as_deref().and_then(major_version);
     let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
-    let row = match ask(wire, introduction(config, &settings, comment, process_id)).await? {
+    let row = match prepare(wire, config, &mut settings, comment, process_id).await? {
         Ok(row) => row,
-        // A server on a system that cannot watch its clients' sockets refuses this one setting.
-        Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
-            settings.retain(|(name, _)| *name != CLIENT_CHECK);
-            ask(wire, introduction(config, &settings, comment, process_id))
-                .await?
-                .map_err(unprepared)?
-        }
-        // The very timeout that is being reset may end this query, if it is a millisecond or so.
-        Err(error) if error.sqlstate() == QUERY_CANCELED => {
-            ask(wire, introduction(config, &settings, comment, process_id))
-                .await?
-                .map_err(unprepared)?
-        }
-        Err(error) => return Err(unprepared(error).into()),
+        Err(error) => return Err(unprepared(wire, error).await.into()),
     };
     let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
     refuse_strangers(values.next().unwrap_or_default())?;
@@ -70,10 +56,32 @@ pub(super) async fn introduce(
     let means = means(config.pooler, process_id, answering, begin(config, &settings))?;
     if let Means::Queries { process_id } = means {
         let sql = introduction(config, &settings, comment, process_id);
-        ask(wire, sql).await?.map_err(unprepared)?;
+        if let Err(error) = ask(wire, sql).await? {
+            return Err(unprepared(wire, error).await.into());
+        }
     }
     wire.machine().hold_by(means);
     Ok(())
+}
+
+/// Makes the settings and asks what the server is: once more where the first refusal may not last.
+async fn prepare(
+    wire: &mut Wire,
+    config: &Resolved,
+    settings: &mut Vec<Setting>,
+    comment: &str,
+    process_id: i32,
+) -> Result<Result<Row, ServerError>> {
+    match ask(wire, introduction(config, settings, comment, process_id)).await? {
+        // A server on a system that cannot watch its clients' sockets refuses this one setting.
+        Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
+            settings.retain(|(name, _)| *name != CLIENT_CHECK);
+        }
+        // The very timeout that is being reset may end this query, if it is a millisecond or so.
+        Err(error) if error.sqlstate() == QUERY_CANCELED => {}
+        answer => return Ok(answer),
+    }
+    ask(wire, introduction(config, settings, comment, process_id)).await
 }
 
 /// How this session can hold locks.
@@ -91,7 +99,7 @@ fn means(
     match (pooler, answering) {
         (_, None) => Err(Error::new(
             ErrorKind::Unsupported,
-            "the server did not say which of its processes answers",
+            "the server did not say which of its processes answers; is it PostgreSQL?",
         )),
         (Pooler::Transaction, _) => Ok(in_transactions),
         (_, Some(answering)) if answering == logged_in_to => Ok(Means::Calls),
@@ -115,13 +123,26 @@ async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
     }
 }
 
-fn unprepared(error: ServerError) -> Error {
-    Error::new(ErrorKind::Unsupported, "the server refused the settings of the session")
-        .with_server(error)
+/// Why the settings could not be made. A server that is not PostgreSQL may lack any of what it was asked
+/// for: its name says more than the first thing that it misses.
+async fn unprepared(wire: &mut Wire, error: ServerError) -> Error {
+    let name = ask(wire, String::from("SELECT version()")).await;
+    if let Ok(Ok(row)) = name {
+        let name = row.first().and_then(Option::as_deref).unwrap_or_default();
+        if let Err(stranger) = refuse_strangers(name) {
+            return stranger;
+        }
+    }
+    let message = match error.sqlstate() {
+        UNDEFINED_FUNCTION => "the server lacks a function that a session needs; is it PostgreSQL?",
+        _ => "the server refused the settings of the session",
+    };
+    Error::new(ErrorKind::Unsupported, message).with_server(error)
 }
 
 const QUERY_CANCELED: &str = "57014";
 const INVALID_PARAMETER_VALUE: &str = "22023";
+const UNDEFINED_FUNCTION: &str = "42883";
 const CLIENT_CHECK: &str = "client_connection_check_interval";
 
 type Setting = (&'static str, String);
@@ -171,16 +192,19 @@ fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N
 /// if it is this process that answers. Behind a pooler, another client would find them made: there they
 /// end with the query, which only tells whether the server takes them.
 ///
-/// The caller's own settings come first: those that a lock needs have the last word.
+/// The caller's own settings come first: those that a lock needs have the last word. Names are those of
+/// `pg_catalog`, here as in every query: a `search_path` may put functions of others before them.
 fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_id: i32) -> String {
     let mut sql = format!(
-        "/* pglock {comment} */ SELECT version(), pg_is_in_recovery()::text, pg_backend_pid()"
+        "/* pglock {comment} */ SELECT pg_catalog.version(), \
+         pg_catalog.pg_is_in_recovery()::pg_catalog.text, pg_catalog.pg_backend_pid()"
     );
     for (name, value) in all_settings(config, settings) {
         // Writing to a String cannot fail. Names have nothing in them to quote.
         let _ = write!(
             sql,
-            ", set_config('{name}', {}, pg_backend_pid() <> {process_id})",
+            ", pg_catalog.set_config('{name}', {}, \
+             pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.<>) {process_id})",
             quoted(value)
         );
     }
@@ -190,11 +214,11 @@ fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_
 /// What opens a transaction that can hold a lock. Its settings end with it; those of the socket are left
 /// out, which is the pooler's.
 fn begin(config: &Resolved, settings: &[Setting]) -> String {
-    let mut sql = String::from("BEGIN; SELECT pg_backend_pid()");
+    let mut sql = String::from("BEGIN; SELECT pg_catalog.pg_backend_pid()");
     let settings: Vec<_> =
         settings.iter().filter(|(name, _)| !name.starts_with("tcp_")).cloned().collect();
     for (name, value) in all_settings(config, &settings) {
-        let _ = write!(sql, ", set_config('{name}', {}, true)", quoted(value));
+        let _ = write!(sql, ", pg_catalog.set_config('{name}', {}, true)", quoted(value));
     }
     sql
 }
@@ -244,17 +268,28 @@ fn major_version(server_version: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// What in `version()` gives away a server that begins it as PostgreSQL does, and which server that is.
+const STRANGERS: [(&str, &str); 5] = [
+    ("-YB-", "YugabyteDB"),
+    ("Materialize", "Materialize"),
+    ("QuestDB", "QuestDB"),
+    ("Redshift", "Redshift"),
+    ("RisingWave", "RisingWave"),
+];
+
 /// Some servers speak the protocol and have the functions, but no locks behind them.
 fn refuse_strangers(version: &str) -> Result<()> {
-    let foreign = ["Redshift", "-YB-"].iter().any(|mark| version.contains(mark));
-    if version.starts_with("PostgreSQL") && !foreign {
-        return Ok(());
-    }
-    let name: Cow<'_, str> = version.chars().take(40).collect();
+    let stranger = STRANGERS.iter().find(|(mark, _)| version.contains(mark));
+    let name = match stranger {
+        None if version.starts_with("PostgreSQL") => return Ok(()),
+        Some((_, name)) => format!("is {name}"),
+        None => format!("calls itself {:?}", version.chars().take(40).collect::<String>()),
+    };
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(
-            "the server calls itself {name:?}; only PostgreSQL's own advisory locks are trusted"
+            "the server {name}; only PostgreSQL's own advisory locks are trusted: connect to a \
+             PostgreSQL server"
         ),
     ))
 }
@@ -280,8 +315,12 @@ mod tests {
             ("PostgreSQL 15.4 (Debian 15.4-1) on x86_64-pc-linux-gnu", true),
             ("PostgreSQL 16.2 (EnterpriseDB Advanced Server 16.2.0)", true),
             ("CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)", false),
+            ("CrateDB 5.4.0 (built 9f5e2b1/2023-07-24, Linux 5.15.0 amd64)", false),
             ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.12103", false),
             ("PostgreSQL 11.2-YB-2.18.0.0-b0 on x86_64-pc-linux-gnu", false),
+            ("PostgreSQL 9.5.0 on x86_64-unknown-linux-gnu (Materialize v0.60.0)", false),
+            ("PostgreSQL 12.3, compiled by Visual C++ build 1914, 64-bit, QuestDB", false),
+            ("PostgreSQL 13.14.0-RisingWave-1.8.0 (e6e9ce0)", false),
             ("", false),
         ] {
             assert_eq!(refuse_strangers(version).is_ok(), trusted, "{version}");

@@ -17,7 +17,7 @@ pub(super) async fn log_in(
     server: &Server,
 ) -> Result<(Connection, ServerIdentity)> {
     let mut connection = greet(config, server, stream)?;
-    let identity = pass_messages(stream, &mut connection).await.map_err(|error| {
+    let mut identity = pass_messages(stream, &mut connection).await.map_err(|error| {
         match (&server.password, &config.passfile_problem) {
             (None, Some(problem)) if error.kind() == ErrorKind::Authentication => {
                 error.and(&Error::new(ErrorKind::Config, problem.clone()))
@@ -25,6 +25,9 @@ pub(super) async fn log_in(
             _ => error,
         }
     })?;
+    if let Some(key) = identity.scram_key.take() {
+        config.scram_key.keep(key);
+    }
     Ok((connection, identity))
 }
 
@@ -35,6 +38,7 @@ fn greet(config: &Resolved, server: &Server, stream: &Stream) -> Result<Connecti
     })?;
     let password = server.password.as_ref().map(|password| password.to_string());
     let mut credentials = Credentials::new(config.user.clone(), password, nonce);
+    credentials.scram_key = config.scram_key.get();
     credentials.cleartext_permitted = config.allow_cleartext_password;
     credentials.transport = stream.transport();
     credentials.require_auth = config.require_auth;

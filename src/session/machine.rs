@@ -45,6 +45,9 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long a withdrawn request may take until the books are true again.
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the server may take to go on after an error that it reported.
+pub(crate) const GO_ON_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long a transaction that nobody waits for any more may take to open.
 pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -57,7 +60,10 @@ const CANCEL_PAUSE_DOUBLINGS_MAX: u32 = 7;
 const UNLOCKS_MAX: u32 = 5;
 
 const QUERY_CANCELED: &str = "57014";
-pub(super) const FEATURE_NOT_SUPPORTED: &str = "0A000";
+/// What a server says that does not know the message or the function by which a lock is taken: a
+/// violation of the protocol, a feature that is not supported, an undefined function. PostgreSQL says
+/// none of them once it has begun to lock.
+const CANNOT_LOCK: [&str; 3] = ["08P01", "0A000", "42883"];
 /// What the codes of this kind begin with: shutdowns, crashes, timeouts of idle sessions.
 const OPERATOR_INTERVENTION: &str = "57P";
 
@@ -123,6 +129,8 @@ pub(crate) enum Loss {
     Protocol(ProtocolError),
     /// The server did not answer in time.
     Silent(Duration),
+    /// The server reported an error and did not go on to the next request in time.
+    Stuck(ServerError),
     /// A request could not be withdrawn and settled in time.
     Unsettled(Duration),
     /// A pooler did not find a server process for the session in time.
@@ -160,7 +168,8 @@ enum State {
 struct Asked {
     ask: Ask,
     answer: Option<Answer>,
-    /// When the server has to have answered, unless the request is a wait.
+    /// When the server has to have answered, unless the request is a wait; and once there is an answer,
+    /// when it has to be ready for the next request.
     answer_by: Instant,
     /// Whether anybody waits for the outcome.
     wanted: bool,
@@ -353,7 +362,7 @@ impl Machine {
     }
 
     fn advance(&mut self, now: Instant) -> Result<Action, Loss> {
-        self.receive()?;
+        self.receive(now)?;
         if self.connection.is_idle() {
             let state = std::mem::replace(&mut self.state, State::Over);
             match state.answered(&self.means, now)? {
@@ -410,7 +419,7 @@ impl Machine {
     }
 
     /// Takes the answer out of the received bytes. It is complete once the connection is idle again.
-    fn receive(&mut self) -> Result<(), Loss> {
+    fn receive(&mut self, now: Instant) -> Result<(), Loss> {
         while let Some(event) = self.connection.poll_event().map_err(Loss::Protocol)? {
             let answer = match event {
                 Event::Returned(value) => returned(value).map_err(Loss::Protocol)?,
@@ -426,7 +435,10 @@ impl Machine {
                 Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
             };
             let place = match &mut self.state {
-                State::Opening(asked) | State::Asked(asked) => &mut asked.answer,
+                State::Opening(asked) | State::Asked(asked) => {
+                    asked.expect_the_end(&answer, now);
+                    &mut asked.answer
+                }
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
                 State::Settling(settling) => &mut settling.answer,
                 State::Idle | State::Over => return Err(unexpected_answer()),
@@ -455,10 +467,13 @@ impl Machine {
     /// Looks at the clock.
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
         match self.state {
-            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), .. })
-            | State::Opening(Asked { ask: Ask::Lock(_, Some(until)), wanted: true, .. })
-                if until <= now =>
-            {
+            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), answer: None, .. })
+            | State::Opening(Asked {
+                ask: Ask::Lock(_, Some(until)),
+                answer: None,
+                wanted: true,
+                ..
+            }) if until <= now => {
                 self.withdraw(Reason::OutOfTime, now);
             }
             State::Asked(Asked { ask: Ask::Fence { .. }, answer_by, .. }) if answer_by <= now => {
@@ -468,22 +483,28 @@ impl Machine {
         }
         match &mut self.state {
             State::Idle => Ok(Action::Wait { until: None }),
-            State::Asked(asked @ Asked { ask: Ask::Lock(..), .. })
-            | State::Opening(asked @ Asked { ask: Ask::Lock(..), wanted: true, .. }) => {
-                Ok(Action::Wait { until: asked.until() })
+            State::Asked(asked @ Asked { ask: Ask::Lock(..), answer: None, .. })
+            | State::Opening(
+                asked @ Asked { ask: Ask::Lock(..), answer: None, wanted: true, .. },
+            ) => Ok(Action::Wait { until: asked.until() }),
+            State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
+                Err(stuck_or(answer.take(), Loss::NotServed))
             }
-            State::Opening(Asked { answer_by, .. }) if *answer_by <= now => Err(Loss::NotServed),
-            State::Asked(Asked { answer_by, wanted, .. }) if *answer_by <= now => {
-                Err(Loss::Silent(if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN }))
+            State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
+                let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
+                Err(stuck_or(answer.take(), Loss::Silent(patience)))
             }
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
                 Ok(Action::Wait { until: Some(*answer_by) })
             }
-            State::Withdrawing(Withdrawing { give_up_at, .. })
-            | State::Settling(Settling { give_up_at, .. })
+            State::Withdrawing(Withdrawing { give_up_at, answer, .. })
+            | State::Settling(Settling { give_up_at, answer, .. })
                 if *give_up_at <= now =>
             {
-                Err(Loss::Unsettled(SETTLE_WITHIN))
+                let unsettled = Loss::Unsettled(SETTLE_WITHIN);
+                // A server that did go on has left a CancelRequest open.
+                let went_on = self.connection.is_idle();
+                Err(if went_on { unsettled } else { stuck_or(answer.take(), unsettled) })
             }
             State::Withdrawing(withdrawing) => Ok(withdrawing.act(now)),
             State::Settling(settling) => Ok(Action::Wait { until: Some(settling.give_up_at) }),
@@ -586,6 +607,20 @@ impl Asked {
         }
     }
 
+    /// A wait takes as long as it takes, and so may its answer come at any time: what ends the answer
+    /// follows it at once.
+    fn expect_the_end(&mut self, answer: &Answer, now: Instant) {
+        let patience = match answer {
+            Answer::Failed(_) => GO_ON_WITHIN,
+            Answer::Returned(_) | Answer::Row(_) => ANSWER_WITHIN,
+        };
+        let latest = now + patience;
+        self.answer_by = match self.ask {
+            Ask::Lock(..) if self.wanted => latest,
+            _ => self.answer_by.min(latest),
+        };
+    }
+
     fn begun(mut self, now: Instant) -> Result<Next, Loss> {
         match self.answer.take() {
             Some(Answer::Row(row)) => {
@@ -609,9 +644,7 @@ impl Asked {
         match (self.ask, answer) {
             (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
-            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error))
-                if error.sqlstate() == FEATURE_NOT_SUPPORTED =>
-            {
+            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
             }
             (
@@ -744,6 +777,19 @@ impl Answer {
             }
             _ => Err(unexpected_answer()),
         }
+    }
+}
+
+/// Whether the server has no advisory locks, or not in the way in which they are asked for.
+pub(super) fn cannot_lock(error: &ServerError) -> bool {
+    CANNOT_LOCK.contains(&error.sqlstate())
+}
+
+/// Why there is no going on: an error that the server reported says more than that it fell silent.
+fn stuck_or(answer: Option<Answer>, loss: Loss) -> Loss {
+    match answer {
+        Some(Answer::Failed(error)) => Loss::Stuck(error),
+        _ => loss,
     }
 }
 

@@ -38,7 +38,7 @@ use tokio::time::timeout_at;
 use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
-use self::machine::{Ask, FEATURE_NOT_SUPPORTED, Held, Outcome};
+use self::machine::{Ask, Held, Outcome, cannot_lock};
 use self::wire::{Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
@@ -622,9 +622,10 @@ impl Session {
                 "the server's lock table is full; raise max_locks_per_transaction there, or hold \
                  fewer locks",
             ),
-            FEATURE_NOT_SUPPORTED => (
+            _ if cannot_lock(&error) => (
                 ErrorKind::Unsupported,
-                "the server, or what stands before it, has no function calls, by which locks are taken",
+                "the server, or what stands before it, does not lock as PostgreSQL does; connect to a \
+                 PostgreSQL server directly",
             ),
             _ => (ErrorKind::Server, "the server refused"),
         };

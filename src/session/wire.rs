@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::machine::{Action, Ask, Loss, Machine, Outcome};
+use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
 use crate::protocol::{CancelKey, Connection};
 
 /// How long the server may take to end a session that was told to.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Most that is read at a time, in bytes. What a lock asks for is answered in 16.
+const READ_BYTES: usize = 256;
 
 /// A session's socket, its machine, and whatever the machine has under way.
 ///
@@ -255,10 +258,14 @@ impl Wire {
 
     /// Whether bytes have come.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<bool> {
-        let received = self.machine.connection().received();
-        match pin!(self.stream.read_buf(received)).poll(cx) {
-            Poll::Ready(Ok(0)) => Err(self.ended()),
-            Poll::Ready(Ok(_)) => Ok(true),
+        let mut bytes = [0; READ_BYTES];
+        let mut read = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) if read.filled().is_empty() => Err(self.ended()),
+            Poll::Ready(Ok(())) => {
+                self.machine.connection().received().extend_from_slice(read.filled());
+                Ok(true)
+            }
             Poll::Ready(Err(error)) => Err(self.broken(error)),
             Poll::Pending => match self.send_error.take() {
                 Some(error) => Err(self.broken(error)),
@@ -315,6 +322,15 @@ impl Wire {
                 ErrorKind::Lost,
                 format!("the server did not answer within {} s", patience.as_secs()),
             ),
+            Loss::Stuck(server) => self
+                .error(
+                    ErrorKind::Lost,
+                    format!(
+                        "the server did not go on within {} s after an error",
+                        GO_ON_WITHIN.as_secs()
+                    ),
+                )
+                .with_server(server),
             Loss::Unsettled(patience) => self.error(
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::stage::{NOTICES_LOST_CLIENTS, PATIENCE, Stage, poll_times, soon};
+use crate::stage::{NOTICED_WITHIN, NOTICES_LOST_CLIENTS, PATIENCE, Stage, poll_times, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -387,7 +387,7 @@ fn a_wait_ends_with_its_runtime() {
     second.block_on(async {
         assert!(waiting.await.unwrap_err().is_cancelled());
         if contest.stage.major_version() >= NOTICES_LOST_CLIENTS {
-            contest.stage.until_within(Duration::from_secs(2), &["alice holds exclusive"]).await;
+            contest.stage.until_within(NOTICED_WITHIN, &["alice holds exclusive"]).await;
         }
         contest.until_sessions(2).await;
         contest.assert_over().await;

@@ -11,7 +11,9 @@ use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::stage::{NOTICES_LOST_CLIENTS, PATIENCE, Stage, poll_times, soon};
+use crate::stage::{
+    NOTICED_WITHIN, NOTICES_LOST_CLIENTS, PATIENCE, Stage, next_to_end, poll_times, soon,
+};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -607,8 +609,7 @@ fn a_waiter_behind_a_pooler_that_is_gone_leaves_the_queue() {
         first.block_on(async {
             assert!(waiting.await.unwrap_err().is_cancelled());
             if contest.pool.stage.major_version() >= NOTICES_LOST_CLIENTS {
-                let limit = Duration::from_secs(3);
-                contest.pool.stage.until_within(limit, &["alice holds exclusive"]).await;
+                contest.pool.stage.until_within(NOTICED_WITHIN, &["alice holds exclusive"]).await;
             }
             contest.alice.unlock().await.unwrap();
             contest.pool.stage.until(&[]).await;
@@ -694,9 +695,8 @@ async fn count_behind(pool_size: u32) {
     tally.until("some waited in vain in the server", |tally| &tally.missed).await;
     assert_eq!(tally.count.load(Ordering::Relaxed), 0);
     holder.unlock().await.unwrap();
-    while let Some(contender) = soon(contenders.join_next()).await {
-        contender.unwrap();
-    }
+    let counted = || tally.count.load(Ordering::Relaxed);
+    while next_to_end(&mut contenders, counted).await.is_some() {}
     assert_eq!(tally.count.load(Ordering::Relaxed), CONTENDERS * TURNS);
     assert_eq!(pool.stage.locks(), [""; 0]);
     assert_eq!(pool.in_transaction(), [""; 0]);

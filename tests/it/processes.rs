@@ -6,14 +6,14 @@
 use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::process::{ExitStatus, Stdio};
 
 use pglock::{Config, Lock};
 use pglock_test_cluster::{Cluster, role};
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::stage::{NOTICES_LOST_CLIENTS, Stage, soon};
+use crate::stage::{NOTICED_WITHIN, NOTICES_LOST_CLIENTS, Stage, next_to_end, soon};
 
 #[tokio::test]
 async fn a_killed_waiter_leaves_the_queue() {
@@ -28,13 +28,13 @@ async fn a_killed_waiter_leaves_the_queue() {
     stage.until(&["alice holds shared", "bob awaits exclusive"]).await;
     assert!(!carol.try_lock_shared().await.unwrap(), "the writer in the queue keeps nobody out");
 
-    bob.kill();
+    bob.kill().await;
     if stage.major_version() < NOTICES_LOST_CLIENTS {
         // Only when the wait is over does the server write to the closed socket.
         alice.unlock_shared().await.unwrap();
         stage.until(&[]).await;
     } else {
-        stage.until_within(Duration::from_secs(2), &["alice holds shared"]).await;
+        stage.until_within(NOTICED_WITHIN, &["alice holds shared"]).await;
     }
     assert!(carol.try_lock_shared().await.unwrap());
 }
@@ -53,7 +53,7 @@ async fn the_lock_of_a_killed_holder_goes_to_the_next_waiter() {
     let mut bob = stage.lock("bob").await;
     let waiting = tokio::spawn(async move { bob.lock().await.map(|()| bob) });
     stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
-    alice.kill();
+    alice.kill().await;
     let _bob = soon(waiting).await.unwrap().unwrap();
     assert_eq!(stage.locks(), ["bob holds exclusive"]);
 }
@@ -83,11 +83,12 @@ async fn contenders_in_several_processes_count_right() {
     fs::write(&counter, "0").unwrap();
     let start = || Process::start(TEST, &stage, "contender", Some(&counter));
     let mut processes = JoinSet::new();
-    for mut process in (0..PROCESSES).map(|_| start()).collect::<Vec<_>>() {
-        processes.spawn_blocking(move || process.wait());
+    for _ in 0..PROCESSES {
+        processes.spawn(start().wait());
     }
-    while let Some(status) = soon(processes.join_next()).await {
-        assert!(status.unwrap().success(), "a contender failed");
+    let progress = || fs::read_to_string(&counter).unwrap();
+    while let Some(status) = next_to_end(&mut processes, progress).await {
+        assert!(status.success(), "a contender failed");
     }
     assert_eq!(fs::read_to_string(&counter).unwrap(), (PROCESSES * CONTENDERS * TURNS).to_string());
     fs::remove_file(&counter).unwrap();
@@ -141,28 +142,20 @@ impl Process {
             .env(NAME, stage.application_name(actor))
             .env(KEY, stage.key().to_string())
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
         if let Some(counter) = counter {
             command.env(COUNTER, counter);
         }
         Self(command.spawn().unwrap())
     }
 
-    fn wait(&mut self) -> ExitStatus {
-        self.0.wait().unwrap()
+    async fn wait(mut self) -> ExitStatus {
+        self.0.wait().await.unwrap()
     }
 
     /// With SIGKILL.
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    async fn kill(&mut self) {
+        self.0.kill().await.unwrap();
     }
 }

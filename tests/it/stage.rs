@@ -1,5 +1,6 @@
 //! What the tests share: sessions with names, and a look at their locks from outside.
 
+use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -8,12 +9,17 @@ use std::time::Duration;
 
 use pglock::{Config, Key, Lock, Session};
 use pglock_test_cluster::{Cluster, Raw, eventually, role};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// How long a test waits for what has to happen sooner or later, on a busy machine too.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The first major version whose servers notice that the client of a waiting request is gone.
 pub(crate) const NOTICES_LOST_CLIENTS: u32 = 14;
+
+/// How soon they do. They look every second, and may have to wait for their turn on a busy machine.
+pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 
 /// One test's key and sessions on a server that others use at the same time.
 pub(crate) struct Stage<'a> {
@@ -152,5 +158,20 @@ pub(crate) async fn poll_times<F: Future>(times: usize, future: F) -> Option<F::
 
 /// As [`tokio::time::timeout`], for what must not take for ever: the test fails if it does.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("what was waited for came in time")
+    timeout(PATIENCE, future).await.expect("what was waited for came in time")
+}
+
+/// Waits for the next of the tasks to end. They may have more to do than fits into [`PATIENCE`] on a
+/// busy machine: the test fails if for so long nothing comes of it.
+pub(crate) async fn next_to_end<T: 'static, P: Debug + PartialEq>(
+    tasks: &mut JoinSet<T>,
+    progress: impl Fn() -> P,
+) -> Option<T> {
+    loop {
+        let before = progress();
+        if let Ok(ended) = timeout(PATIENCE, tasks.join_next()).await {
+            return ended.map(Result::unwrap);
+        }
+        assert_ne!(progress(), before, "nothing goes on");
+    }
 }

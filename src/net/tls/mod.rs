@@ -28,6 +28,8 @@ use zeroize::Zeroizing;
 use self::verifier::{CheckNames, Verifier};
 use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::Address;
+use crate::net::is_broken_off;
 
 /// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
 /// that begin with TLS, and answer any other name with an alert in all.
@@ -52,10 +54,16 @@ enum Words {
 
 impl Tls {
     /// Reads the files that the parameters name, if it is they that decide.
-    pub(crate) fn new(handshake: &Handshake, host: &str) -> Result<Self> {
-        let server_name = ServerName::try_from(host.to_owned()).map_err(|error| {
-            problem("the host's name is none that a certificate can have").with_source(error)
-        })?;
+    pub(crate) fn new(handshake: &Handshake, host: &str, address: &Address) -> Result<Self> {
+        let server_name = match (ServerName::try_from(host.to_owned()), address) {
+            (Ok(name), _) => name,
+            // Nobody is going to compare it.
+            (Err(_), Address::Tcp(address)) if !handshake.compares_names() => address.ip().into(),
+            (Err(error), _) => {
+                return Err(problem("the host's name is none that a certificate can have")
+                    .with_source(error));
+            }
+        };
         let (mut config, words) = match handshake {
             Handshake::Parameters(options) => (client_config(options)?, Words::Parameters),
             // What it remembers of earlier sessions stays shared.
@@ -67,17 +75,18 @@ impl Tls {
 
     /// Shakes hands on a socket on which the server waits for that.
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        self.shake_hands(socket).await.map_err(|error| self.handshake_failed(&error))
+        self.shake_hands(socket).await.map_err(|error| self.handshake_failed(error))
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
     /// the protocol.
     pub(crate) async fn connect_directly(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
-        let stream = self.shake_hands(socket).await.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => problem(format!(
-                "the server closed the connection at the first word of TLS; {DIRECT}"
-            )),
-            _ => self.handshake_failed(&error),
+        let stream = self.shake_hands(socket).await.map_err(|error| {
+            if !is_broken_off(&error) {
+                return self.handshake_failed(error);
+            }
+            problem(format!("the server closed the connection at the first word of TLS; {DIRECT}"))
+                .with_source(error)
         })?;
         if stream.get_ref().1.alpn_protocol() == Some(ALPN) {
             return Ok(stream);
@@ -90,9 +99,13 @@ impl Tls {
         connector.connect(self.server_name.clone(), socket).await
     }
 
-    fn handshake_failed(&self, error: &io::Error) -> Error {
+    fn handshake_failed(&self, error: io::Error) -> Error {
+        if is_broken_off(&error) {
+            return problem("the server closed the connection during the TLS handshake")
+                .with_source(error);
+        }
         let advice = match self.words {
-            Words::Parameters => problems::of(error),
+            Words::Parameters => problems::of(&error),
             Words::Rustls => None,
         };
         let why = advice.unwrap_or_else(|| error.to_string().into());
@@ -195,7 +208,11 @@ fn private_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>> {
         .map_err(|error| unreadable().with_source(error))
 }
 
+/// Reads certificates from a plain file: a pipe may let nobody open it, and a device may never end.
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(problem(format!("{parameter}: {} is not a plain file", path.display())));
+    }
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
         .map_err(|error| unreadable(parameter, path).with_source(error))?;

@@ -5,6 +5,8 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, PeerMisbehaved};
 
+use super::verifier::RootOutOfDate;
+
 /// What TLS had against the connection, if that is why it broke.
 pub(crate) fn of(error: &io::Error) -> Option<Cow<'static, str>> {
     Some(explain(error.get_ref()?.downcast_ref()?))
@@ -51,6 +53,7 @@ fn explain_certificate(error: &CertificateError) -> Cow<'static, str> {
              usage serverAuth, or without any"
                 .into()
         }
+        E::Other(other) if other.0.is::<RootOutOfDate>() => other.0.to_string().into(),
         E::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "the server's certificate is one of an authority: have one issued for the server, or list \
              this one itself in sslrootcert"

@@ -9,9 +9,13 @@
 //! - a certificate whose common name is the host, without an alternative name of the host's kind; or
 //!   one that has the host's address in a place for names.
 //!
+//! And one thing that rustls accepts and libpq does not is refused: a certificate for which only a root
+//! vouches that is out of date.
+//!
 //! Whatever the mode, the server has to prove that it has the certificate's key: channel binding
 //! relies on that.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,7 +23,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime, alg_id};
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
 
 use super::x509::{Certificate, Names, PublicKey};
 
@@ -99,12 +105,11 @@ impl Verifier {
                 let is_old = certificate.version == 0;
                 return Err(if is_old { CertificateError::UnknownIssuer.into() } else { refusal });
             }
-            let (from, until) = certificate.validity;
-            if now.as_secs() < from {
-                return Err(CertificateError::NotValidYet.into());
+            if let Some(problem) = problem_of_dates(&certificate, now) {
+                return Err(problem.into());
             }
-            if now.as_secs() > until {
-                return Err(CertificateError::Expired.into());
+            if !certificate.is_for_servers {
+                return Err(CertificateError::InvalidPurpose.into());
             }
         }
         match names {
@@ -131,6 +136,30 @@ impl Verifier {
                             && self.is_signed_by(certificate, &root.key)
                     }))
         })
+    }
+
+    /// Refuses what only roots vouch for that are out of date. rustls takes a root for what it is whatever
+    /// its dates are, and does not tell which it was: those count that have the name of an issuer.
+    fn check_roots(
+        &self,
+        shown: &[&CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), CertificateError> {
+        let Trust::Roots { roots, .. } = &self.trust else { return Ok(()) };
+        let shown: Vec<_> = shown.iter().filter_map(|shown| Certificate::read(shown)).collect();
+        let vouches =
+            |root: &Certificate<'_>| shown.iter().any(|shown| shown.issuer == root.subject);
+        let mut problem = None;
+        for root in roots.iter().filter_map(|root| Certificate::read(root)).filter(vouches) {
+            problem = problem_of_dates(&root, now);
+            if problem.is_none() {
+                return Ok(());
+            }
+        }
+        match problem {
+            Some(_) => Err(CertificateError::Other(OtherError(Arc::new(RootOutOfDate)))),
+            None => Ok(()),
+        }
     }
 
     fn is_signed_by(&self, certificate: &Certificate<'_>, key: &PublicKey<'_>) -> bool {
@@ -187,9 +216,12 @@ impl ServerCertVerifier for Verifier {
                 webpki.verify_server_cert(leaf, intermediates, host, ocsp, now)
             }
         };
-        verified.or_else(|refusal| {
-            self.reconsider(refusal, leaf, host, now).map(|()| ServerCertVerified::assertion())
-        })
+        if let Err(refusal) = verified {
+            self.reconsider(refusal, leaf, host, now)?;
+        }
+        let shown: Vec<_> = std::iter::once(leaf).chain(intermediates).collect();
+        self.check_roots(&shown, now)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -224,6 +256,30 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         let of_pss_keys = RSA_PSS_KEY_SCHEMES.iter().map(|(scheme, _)| *scheme);
         self.algorithms.supported_schemes().into_iter().chain(of_pss_keys).collect()
+    }
+}
+
+/// The root that vouches for a server's certificate has expired, or is not valid yet.
+#[derive(Debug)]
+pub(super) struct RootOutOfDate;
+
+impl std::error::Error for RootOutOfDate {}
+
+impl fmt::Display for RootOutOfDate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the root certificate that vouches for the server's has expired, or is not valid yet: get the \
+             authority's present one for sslrootcert, or set this machine's clock",
+        )
+    }
+}
+
+fn problem_of_dates(certificate: &Certificate<'_>, now: UnixTime) -> Option<CertificateError> {
+    let (from, until) = certificate.validity;
+    match now.as_secs() {
+        now if now < from => Some(CertificateError::NotValidYet),
+        now if now > until => Some(CertificateError::Expired),
+        _ => None,
     }
 }
 

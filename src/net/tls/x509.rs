@@ -17,6 +17,8 @@ pub(super) struct Certificate<'a> {
     pub(super) subject: &'a [u8],
     /// Whether the owner may sign certificates, by a basic constraint.
     pub(super) is_authority: bool,
+    /// Whether the key may be a server's, by an extended key usage or for want of one.
+    pub(super) is_for_servers: bool,
     /// Seconds since 1970, both ends included.
     pub(super) validity: (u64, u64),
     pub(super) key: PublicKey<'a>,
@@ -62,6 +64,9 @@ const VERSION_3: u8 = 2;
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+const ANY_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+const SERVER_AUTH: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 
 impl<'a> Certificate<'a> {
     /// Reads a certificate; `None` if it is not one.
@@ -93,6 +98,7 @@ impl<'a> Certificate<'a> {
             subject,
             // Before version 3, there was no way to say who is one: a root is.
             is_authority: version < VERSION_3 && issuer == subject,
+            is_for_servers: true,
             validity,
             key,
             signature_algorithm,
@@ -117,6 +123,9 @@ impl<'a> Certificate<'a> {
             let value = Reader(extension.value(OCTET_STRING)?);
             match kind {
                 SUBJECT_ALT_NAME => self.names.read(value.only(SEQUENCE)?)?,
+                EXTENDED_KEY_USAGE => {
+                    self.is_for_servers = includes_servers(Reader(value.only(SEQUENCE)?))?;
+                }
                 BASIC_CONSTRAINTS => {
                     let mut constraints = Reader(value.only(SEQUENCE)?);
                     self.is_authority = constraints.optional(BOOLEAN) == Some(&[0xff]);
@@ -126,6 +135,15 @@ impl<'a> Certificate<'a> {
         }
         Some(())
     }
+}
+
+/// Whether one of the usages is a server's.
+fn includes_servers(mut usages: Reader<'_>) -> Option<bool> {
+    let mut found = false;
+    while !usages.0.is_empty() {
+        found |= matches!(usages.value(OBJECT_IDENTIFIER)?, SERVER_AUTH | ANY_EXTENDED_KEY_USAGE);
+    }
+    Some(found)
 }
 
 impl<'a> Names<'a> {

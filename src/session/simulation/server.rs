@@ -4,7 +4,7 @@
 pub(super) const HOME: i32 = 1000;
 
 /// Opens a transaction. The model knows no settings.
-pub(super) const BEGIN: &str = "BEGIN; SELECT pg_backend_pid()";
+pub(super) const BEGIN: &str = "BEGIN; SELECT pg_catalog.pg_backend_pid()";
 
 /// By a `CancelRequest`.
 pub(super) const QUERY_CANCELED: &str = "57014";
@@ -104,13 +104,19 @@ impl Statement {
         match sql {
             "BEGIN" => Self::Begin,
             "ROLLBACK" => Self::Rollback,
-            "SELECT pg_backend_pid()" => Self::ProcessId,
-            "SELECT pg_backend_pid(), true" => Self::ProcessIdAndTrue,
-            "SELECT pg_backend_pid(), pg_advisory_lock('42'::bigint)"
-            | "SELECT pg_backend_pid(), pg_advisory_xact_lock('42'::bigint)" => Self::Lock,
-            "SELECT pg_backend_pid(), pg_try_advisory_lock('42'::bigint)"
-            | "SELECT pg_backend_pid(), pg_try_advisory_xact_lock('42'::bigint)" => Self::TryLock,
-            "SELECT pg_backend_pid(), pg_advisory_unlock('42'::bigint)" => Self::Unlock,
+            "SELECT pg_catalog.pg_backend_pid()" => Self::ProcessId,
+            "SELECT pg_catalog.pg_backend_pid(), true" => Self::ProcessIdAndTrue,
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_advisory_lock('42'::bigint)"
+            | "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_advisory_xact_lock('42'::bigint)" => {
+                Self::Lock
+            }
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_try_advisory_lock('42'::bigint)"
+            | "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_try_advisory_xact_lock('42'::bigint)" => {
+                Self::TryLock
+            }
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_advisory_unlock('42'::bigint)" => {
+                Self::Unlock
+            }
             other => panic!("statement {other}"),
         }
     }

@@ -27,9 +27,19 @@ impl Authority {
         Self::with_key(common_name, KeyPair::generate().expect("a key for the authority"))
     }
 
+    /// As [`Self::new`], after `spoil` has had its way with its certificate.
+    pub fn spoiled(common_name: &str, spoil: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = authority_params(common_name);
+        spoil(&mut params);
+        Self::self_signed(params, KeyPair::generate().expect("a key for the authority"))
+    }
+
     /// As [`Self::new`], with a key of one's own.
     pub fn with_key(common_name: &str, key: KeyPair) -> Self {
-        let params = authority_params(common_name);
+        Self::self_signed(authority_params(common_name), key)
+    }
+
+    fn self_signed(params: CertificateParams, key: KeyPair) -> Self {
         let pem = params.self_signed(&key).expect("the authority's own certificate").pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }

@@ -1,6 +1,7 @@
 //! Logging in to a real server in each way that it may ask for.
 
 mod demands;
+#[cfg(feature = "saslprep")]
 mod passwords;
 
 use pglock::{Config, Error, ErrorKind, Lock, Result, SslMode};
@@ -69,6 +70,36 @@ async fn a_missing_password_is_told() {
     }
 }
 
+/// The key of the last login is kept for the next, and no longer than it fits.
+#[tokio::test]
+async fn a_login_after_another_follows_what_has_changed() {
+    let cluster = Settings::new().start();
+    cluster.set_access_rules(&[
+        String::from("local all changing scram-sha-256"),
+        String::from("local all all trust"),
+    ]);
+    let set = |password| {
+        let sql = "SET password_encryption = 'scram-sha-256'";
+        cluster.raw().rows(&format!("{sql}; ALTER ROLE changing PASSWORD '{password}'"));
+    };
+    cluster.raw().rows("CREATE ROLE changing LOGIN");
+    let mut config = Config::new();
+    config.host(cluster.socket_dir().to_str().unwrap()).port(cluster.port());
+    config.dbname("app").user("changing").password("one");
+    for (on_the_server, here) in
+        [("one", "one"), ("one", "one"), ("two", "two"), ("one", "two"), ("two", "two")]
+    {
+        // Each time, the salt is another one.
+        set(on_the_server);
+        config.password(here);
+        for config in [config.clone(), config.clone(), config.clone()] {
+            let outcome = connect(&config).await.map(|_| ());
+            assert_eq!(outcome.is_ok(), on_the_server == here, "{outcome:?}");
+        }
+    }
+}
+
+#[cfg(feature = "saslprep")]
 #[tokio::test]
 async fn a_password_outside_ascii_is_prepared_as_the_server_prepares_it() {
     // What SASLprep makes of the role's password is the same password.

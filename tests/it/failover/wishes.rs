@@ -7,7 +7,7 @@ use std::process;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use pglock::{Config, Error, ErrorKind, Lock};
+use pglock::{Config, Error, ErrorKind, Lock, Pooler};
 use pglock_test_cluster::{Cluster, role};
 
 use crate::scripted::messages::error;
@@ -135,6 +135,34 @@ async fn what_a_lock_needs_has_the_last_word() {
 }
 
 #[tokio::test]
+async fn no_function_of_the_same_name_stands_in_for_a_lock() {
+    let mut admin = Cluster::default_cluster().raw();
+    admin.rows("CREATE SCHEMA IF NOT EXISTS impostor");
+    admin.rows("GRANT USAGE ON SCHEMA impostor TO PUBLIC");
+    for (declaration, body) in [
+        ("pg_backend_pid() RETURNS integer", "SELECT 1"),
+        ("pg_try_advisory_xact_lock(bigint) RETURNS boolean", "SELECT true"),
+        ("set_config(text, text, boolean) RETURNS text", "SELECT ''::text"),
+    ] {
+        admin.rows(&format!(
+            "CREATE OR REPLACE FUNCTION impostor.{declaration} LANGUAGE sql AS $$ {body} $$"
+        ));
+    }
+    let mut config = config("user=trust_user");
+    config.set("options", "-c search_path=impostor,pg_catalog").unwrap();
+    config.pooler(Pooler::Transaction);
+    let mut locks = Vec::new();
+    for _ in 0..2 {
+        locks.push(soon(Lock::connect(&config, "no impostor's")).await.unwrap());
+    }
+    let mut taken = Vec::new();
+    for lock in &mut locks {
+        taken.push(soon(lock.try_lock()).await.unwrap());
+    }
+    assert_eq!(taken, [true, false]);
+}
+
+#[tokio::test]
 async fn a_setting_that_the_server_does_not_have_is_told() {
     let mut config = config("user=trust_user");
     let error = refusal(config.set("options", "-c no_such_thing=1").unwrap()).await;
@@ -143,26 +171,38 @@ async fn a_setting_that_the_server_does_not_have_is_told() {
 }
 
 #[tokio::test]
-async fn a_server_without_function_calls_is_told() {
-    let unsupported = || error("0A000", "this server has no fast path");
-    for function in [LOCK, TRY_LOCK] {
-        let script = Script::new().session().hears(function).says(unsupported()).ready();
-        let backend = script.hears(function).says(unsupported()).ready().left().play().await;
-        let mut lock = backend.connect().await.unwrap();
-        for _ in 0..2 {
-            let outcome = match function {
-                LOCK => timely(lock.lock()).await.map(|()| true),
-                _ => timely(lock.try_lock()).await,
-            };
-            let error = outcome.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
-            assert_eq!(error.sqlstate(), Some("0A000"), "{error:?}");
-            assert!(error.to_string().contains("this server has no fast path"), "{error}");
-            assert!(!error.is_lost(), "the session is as it was: {error:?}");
-        }
-        drop(lock);
-        backend.done().await;
+async fn a_server_that_cannot_be_asked_for_a_lock_is_told() {
+    for (sqlstate, text) in [
+        ("08P01", "unrecognized client message type 'F'"),
+        ("0A000", "advisory locks are not yet implemented"),
+        ("42883", "function with OID 2880 does not exist"),
+    ] {
+        assert_cannot_lock(LOCK, sqlstate, text).await;
+        assert_cannot_lock(TRY_LOCK, sqlstate, text).await;
     }
+}
+
+/// Nothing is released that was never taken, and the session goes on.
+async fn assert_cannot_lock(function: u32, sqlstate: &str, text: &str) {
+    let refusal = || error(sqlstate, text);
+    let script = Script::new().session().hears(function).says(refusal()).ready();
+    let backend = script.hears(function).says(refusal()).ready().left().play().await;
+    let mut lock = backend.connect().await.unwrap();
+    for _ in 0..2 {
+        let outcome = match function {
+            LOCK => timely(lock.lock()).await.map(|()| true),
+            _ => timely(lock.try_lock()).await,
+        };
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        assert_eq!(error.sqlstate(), Some(sqlstate), "{error:?}");
+        for words in ["does not lock as PostgreSQL does; connect to a PostgreSQL server", text] {
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        assert!(!error.is_lost(), "the session is as it was: {error:?}");
+    }
+    drop(lock);
+    backend.done().await;
 }
 
 #[tokio::test]

@@ -22,8 +22,14 @@ fn introduces_itself_as(row: &[Option<&str>]) -> Script {
     introduces_itself(one_row(row)).ready()
 }
 
-fn refuses_the_settings(sqlstate: &str) -> Script {
-    introduces_itself(error(sqlstate, "no such luck")).ready()
+/// A server that refuses the question with this error.
+fn refuses(sqlstate: &str, text: &str) -> Script {
+    introduces_itself(error(sqlstate, text)).ready()
+}
+
+/// Hears the one question that any server with SQL may be expected to answer.
+fn is_asked_for_its_name(script: Script) -> Script {
+    script.hears_bytes(message(b'Q', b"SELECT version()\0"))
 }
 
 #[tokio::test]
@@ -57,9 +63,13 @@ async fn a_server_that_does_not_say_whether_it_is_a_standby_is_refused() {
 #[tokio::test]
 async fn a_server_that_is_not_postgresql_is_refused() {
     for (version, shown) in [
-        ("CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)", "CockroachDB CCL v23.1.11"),
-        ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.28422", "PostgreSQL 8.0.2"),
-        ("", "\"\""),
+        (
+            "CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)",
+            "calls itself \"CockroachDB CCL v23.1.11",
+        ),
+        ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.28422", "is Redshift"),
+        ("PostgreSQL 11.2-YB-2.18.0.0-b0 on x86_64-pc-linux-gnu", "is YugabyteDB"),
+        ("", "calls itself \"\""),
     ] {
         let row = [Some(version), Some("false"), Some(PROCESS_ID_TEXT)];
         let error = refusal(introduces_itself_as(&row)).await;
@@ -144,18 +154,106 @@ async fn a_system_that_cannot_watch_its_clients_is_asked_without_that() {
 
 #[tokio::test]
 async fn a_server_that_refuses_the_settings_is_refused() {
-    let twice = refuses_the_settings("22023").hears_type(b'Q');
+    let twice = refuses("22023", "no such luck").hears_type(b'Q');
     let twice = twice.says(error("22023", "no such luck")).ready();
-    for script in [twice, refuses_the_settings("42501")] {
+    for script in [twice, refuses("42501", "no such luck")] {
+        let script = is_asked_for_its_name(script).says(one_row(&[Some(VERSION)])).ready();
         let error = refusal(script).await;
         assert_error(&error, Unsupported, "refused the settings of the session: no such luck");
+    }
+}
+
+/// Each fails at something else of the question.
+#[tokio::test]
+async fn a_server_that_does_not_understand_the_question_is_told_by_its_name() {
+    for (sqlstate, text, version, name) in [
+        (
+            "0A000",
+            "unimplemented: the configuration setting \"tcp_keepalives_idle\" is not supported",
+            "CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu, built 2023/09/27, go1.19.10)",
+            "calls itself \"CockroachDB CCL v23.1.11",
+        ),
+        (
+            "42883",
+            "Unknown function: pg_is_in_recovery()",
+            "CrateDB 5.4.0 (built 9f5e2b1/2023-07-24, Linux 5.15.0 amd64, OpenJDK 20.0.1)",
+            "calls itself \"CrateDB 5.4.0",
+        ),
+        (
+            "42883",
+            "function \"set_config\" does not exist",
+            "PostgreSQL 9.5.0 on x86_64-unknown-linux-gnu (Materialize v0.60.0)",
+            "is Materialize",
+        ),
+        (
+            "00000",
+            "unknown function name: pg_is_in_recovery()",
+            "PostgreSQL 12.3, compiled by Visual C++ build 1914, 64-bit, QuestDB",
+            "is QuestDB",
+        ),
+        (
+            "42883",
+            "function pg_is_in_recovery() does not exist",
+            "PostgreSQL 8.0.2 on i686-pc-linux-gnu, compiled by GCC gcc (GCC) 3.4.2, Redshift 1.0.28422",
+            "is Redshift",
+        ),
+        (
+            "42704",
+            "unrecognized configuration parameter \"idle_session_timeout\"",
+            "PostgreSQL 11.2-YB-2.18.0.0-b0 on x86_64-pc-linux-gnu, compiled by clang version 15.0.3",
+            "is YugabyteDB",
+        ),
+    ] {
+        let script = is_asked_for_its_name(refuses(sqlstate, text));
+        let error = refusal(script.says(one_row(&[Some(version)])).ready()).await;
+        assert_error(&error, Unsupported, &format!("the server {name}"));
+        assert_error(&error, Unsupported, "advisory locks are trusted: connect to a PostgreSQL");
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_a_name_of_its_own_is_told_by_what_it_lacks() {
+    for (sqlstate, text, words) in [
+        (
+            "42883",
+            "function set_config(text) does not exist",
+            "lacks a function that a session needs",
+        ),
+        ("0A000", "not in this service", "refused the settings of the session"),
+    ] {
+        let script = is_asked_for_its_name(refuses(sqlstate, text));
+        let error = refusal(script.says(one_row(&[Some(VERSION)])).ready()).await;
+        assert_error(&error, Unsupported, words);
+        assert_error(&error, Unsupported, &format!(": {text} (SQLSTATE {sqlstate})"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_tell_its_name_is_refused_all_the_same() {
+    let asked = || is_asked_for_its_name(refuses("42883", "no such function: set_config"));
+    for script in [
+        asked().says(error("42883", "no such function: version")).ready(),
+        asked().says(fatal("57P01", "enough")).end_of_file(),
+        asked().end_of_file(),
+        asked().resets(),
+        asked().says(command_complete()).ready(),
+    ] {
+        let error = refusal(script).await;
+        assert_error(&error, Unsupported, "lacks a function that a session needs");
+        assert_error(&error, Unsupported, "no such function: set_config (SQLSTATE 42883)");
+    }
+    for name in [&[None][..], &[]] {
+        let error = refusal(asked().says(one_row(name)).ready()).await;
+        assert_error(&error, Unsupported, "only PostgreSQL's own advisory locks are trusted");
     }
 }
 
 #[tokio::test]
 async fn an_error_after_the_row_is_an_error() {
     let row = one_row(&[Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)]);
-    let error = refusal(introduces_itself([row, error("XX000", "oh")].concat()).ready()).await;
+    let script = introduces_itself([row, error("XX000", "oh")].concat()).ready();
+    let script = is_asked_for_its_name(script).says(one_row(&[Some(VERSION)])).ready();
+    let error = refusal(script).await;
     assert_eq!(error.sqlstate(), Some("XX000"));
 }
 

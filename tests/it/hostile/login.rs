@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pglock::ErrorKind::{Authentication, Connect, Protocol, Timeout};
 use pglock::Lock;
+#[cfg(feature = "md5")]
 use pglock::protocol::md5_password;
 
 use super::{assert_error, refusal, refusal_within};
@@ -13,7 +14,7 @@ use crate::scripted::messages::{
     parameter_status, ready_for_query, row_description,
 };
 use crate::scripted::scram::{client_nonce, sasl_continue, sasl_final};
-use crate::scripted::{KEY, PASSWORD, PROCESS_ID, SECRET, Script, USER, timely};
+use crate::scripted::{KEY, PASSWORD, PROCESS_ID, SECRET, Script, timely};
 
 /// Short for a person, long for a computer.
 const SOON: Duration = Duration::from_millis(300);
@@ -222,9 +223,10 @@ async fn a_password_in_clear_is_sent_where_that_is_permitted() {
     backend.done().await;
 }
 
+#[cfg(feature = "md5")]
 #[tokio::test]
 async fn a_password_is_hashed_with_md5_where_the_server_asks_for_that() {
-    let hash = md5_password(USER, PASSWORD, *b"salt");
+    let hash = md5_password(crate::scripted::USER, PASSWORD, *b"salt");
     let script = Script::new()
         .says(authentication(5, b"salt"))
         .hears_bytes(message(b'p', format!("{hash}\0").as_bytes()))

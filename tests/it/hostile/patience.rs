@@ -1,16 +1,17 @@
 //! Servers that say nothing, or nothing to the point, are given up in bounded time.
 //!
 //! The library waits ten seconds for a request to be withdrawn, and as long for the end of a session,
-//! so the tests in here go on side by side in two.
+//! so the tests in here go on side by side in a few.
 
 use std::time::Duration;
 
-use pglock::ErrorKind::{Lost, Timeout};
+use pglock::ErrorKind::{Connect, Lost, Timeout};
+use pglock::{Lock, Result};
 use tokio::time::Instant;
 
-use super::{assert_error, assert_lost};
+use super::{assert_error, assert_lost, refusal};
 use crate::scripted::messages::{error, notice};
-use crate::scripted::{LOCK, Script, UNLOCK, timely};
+use crate::scripted::{LOCK, Script, TRY_LOCK, UNLOCK, timely};
 
 /// How long a wait lasts that is given up.
 const BRIEFLY: Duration = Duration::from_millis(20);
@@ -25,6 +26,8 @@ async fn a_request_that_cannot_be_withdrawn_ends_the_session() {
         // The CancelRequest stays open, and the wait too. Its signal may still come, so that no other
         // request may be sent.
         assert_given_up(waiting().cancel_comes().left()),
+        // The same where the wait has ended by itself.
+        assert_given_up(waiting().cancel_comes().says(error("40P01", "a deadlock")).ready().left()),
         // Each CancelRequest ends, and the wait does not.
         assert_given_up(waiting().ends_cancels()),
         // The server talks all the time, and not to the point.
@@ -63,6 +66,40 @@ async fn assert_given_up_after_a_drop(script: Script) {
     let error = timely(lock.try_lock()).await.unwrap_err();
     backend.done().await;
     assert_lost(lock, error, Lost, "a request could not be withdrawn within 10 s").await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_go_on_after_an_error_is_given_up_with_its_words() {
+    let fails = |script: Script| script.says(error("XX000", "what is an F?"));
+    tokio::join!(
+        assert_stuck(fails(Script::new().session().hears(LOCK)), async |lock| lock.lock().await),
+        assert_stuck(fails(Script::new().session().hears(TRY_LOCK)), async |lock| {
+            lock.try_lock().await.map(drop)
+        }),
+        // There is nothing to withdraw once the server has answered.
+        assert_stuck(fails(Script::new().session().hears(LOCK)), async |lock| {
+            lock.lock_timeout(Duration::from_secs(5)).await.map(drop)
+        }),
+        assert_stuck(fails(Script::new().session().hears(LOCK).cancel_comes()), async |lock| {
+            lock.lock_timeout(BRIEFLY).await.map(drop)
+        }),
+        assert_stuck_while_connecting(fails(Script::new().login().hears_type(b'Q'))),
+    );
+}
+
+async fn assert_stuck(script: Script, work: impl AsyncFnOnce(&mut Lock) -> Result<()>) {
+    let backend = script.left().play().await;
+    let mut lock = backend.connect().await.unwrap();
+    let start = Instant::now();
+    let error = timely(work(&mut lock)).await.unwrap_err();
+    assert!(GIVEN_UP.contains(&start.elapsed()), "{:?}", start.elapsed());
+    backend.done().await;
+    assert_lost(lock, error, Lost, "after an error: what is an F? (SQLSTATE XX000)").await;
+}
+
+async fn assert_stuck_while_connecting(script: Script) {
+    let error = refusal(script).await;
+    assert_error(&error, Connect, "after an error: what is an F? (SQLSTATE XX000)");
 }
 
 #[tokio::test]

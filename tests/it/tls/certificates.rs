@@ -103,6 +103,17 @@ async fn a_client_is_known_by_its_certificate() {
     assert!(!format!("{error} {error:?}").contains(key));
 }
 
+/// To open a pipe would block the whole thread, deadline and all.
+#[cfg(unix)]
+#[tokio::test]
+async fn roots_are_read_from_a_plain_file_only() {
+    let url = Cluster::default_cluster().url_for(&role::TRUST);
+    for file in ["/dev/null", "/"] {
+        let refused = connect(&format!("{url}?sslmode=verify-ca&sslrootcert={file}")).await;
+        assert_refused(&refused.unwrap_err(), ErrorKind::Tls, "is not a plain file");
+    }
+}
+
 #[track_caller]
 fn assert_refused(error: &Error, kind: ErrorKind, words: &str) {
     assert_eq!(error.kind(), kind, "{error}");
@@ -178,4 +189,29 @@ async fn a_login_is_bound_to_each_kind_of_certificate() {
 fn p384() -> Certificate {
     let key = || KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
     Authority::with_key("P-384", key()).issue_for(&key(), &[HOST], |_| {})
+}
+
+/// An address in short, which no certificate can have for a name, and no one compares with one here.
+#[tokio::test]
+async fn a_host_that_is_no_name_is_encrypted_where_names_do_not_matter() {
+    let port = Cluster::default_cluster().port();
+    let user = role::TRUST.name;
+    let conninfo = |mode| {
+        format!(
+            "host=127.1 port={port} user={user} dbname=app application_name=odd-host sslmode={mode}"
+        )
+    };
+    for mode in ["prefer", "require"] {
+        let session = connect(&conninfo(mode)).await.unwrap();
+        let mut look = Cluster::default_cluster().raw();
+        let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                         WHERE application_name = 'odd-host'";
+        assert_eq!(look.value(encrypted), "t", "{mode}");
+        session.close().await.unwrap();
+    }
+    let roots = Cluster::default_cluster().root_certificate();
+    let full = format!("{} sslrootcert='{}'", conninfo("verify-full"), roots.display());
+    // libpq knows it for an address, and finds that in the certificate.
+    let error = Session::connect(&full.parse().unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tls, "{error}");
 }

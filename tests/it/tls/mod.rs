@@ -3,6 +3,7 @@
 mod callers_config;
 mod cancels;
 mod certificates;
+mod fallback;
 mod modes;
 
 /// The first major version that understands TLS without being asked for it, and whose libpq does.

@@ -466,12 +466,15 @@ fn names(authority: &Authority) -> [Shown; 11] {
     ]
 }
 
-fn vouched_for(authority: &Authority) -> [Shown; 12] {
+fn vouched_for(authority: &Authority) -> [Shown; 15] {
     use Standing::{Good, Untrusted};
     let issued = |name, standing, spoil| issued(name, standing, authority, &[HOST], spoil);
     let near = authority.issue(&[HOST], |_| {});
     let intermediate = authority.authority("between roots and server");
     let far = intermediate.issue(&[HOST], |_| {});
+    let expired = Authority::spoiled("roots of long ago", expire);
+    let renewed = Authority::new("roots of long ago");
+    let both = format!("{}{}", expired.pem(), renewed.pem());
     let chain = Certificate { pem: format!("{}{}", far.pem, intermediate.pem()), ..far.clone() };
     [
         Shown::new("unknown authority", Untrusted, near.clone(), Authority::new("another").pem())
@@ -494,6 +497,13 @@ fn vouched_for(authority: &Authority) -> [Shown; 12] {
             .except(LISTED_AS_ROOT),
         Shown::new("itself listed as a root", Untrusted, near.clone(), &near.pem)
             .except(LISTED_AS_ROOT),
+        Shown::new("by an expired root", Untrusted, expired.issue(&[HOST], |_| {}), expired.pem())
+            .told("the root certificate that vouches for the server's has expired"),
+        Shown::new("by a root renewed since", Good, renewed.issue(&[HOST], |_| {}), &both),
+        own_root("its own root, for clients only", Untrusted, |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        })
+        .told("the extended key usage serverAuth"),
         own_root("its own root", Good, |_| {}),
         own_root("its own root, an authority", Good, mark_as_authority),
         own_root("its own root, expired", Untrusted, expire).told("has expired: renew it"),
