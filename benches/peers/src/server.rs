@@ -126,6 +126,9 @@ impl Observer {
 
     /// Waits until somebody waits for this key, while the runtime's tasks go on.
     pub(crate) async fn queued(&mut self, key: i64) {
+        // The task that is going to wait asks now, as what blocks has done by now: otherwise the first
+        // look would always come too soon, and only the tasks would rest until the next one.
+        tokio::task::yield_now().await;
         eventually("a session waits for the lock", PATIENCE, || self.is_queued(key)).await;
     }
 
