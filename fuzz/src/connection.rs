@@ -1,5 +1,5 @@
 use pglock::ServerError;
-use pglock::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity};
+use pglock::protocol::{CallResult, Connection, Credentials, Event, ProtocolError, ServerIdentity};
 
 use super::input::Input;
 use super::scram::PASSWORD;
@@ -315,6 +315,7 @@ impl Session {
 
     fn poll(&mut self) {
         while self.is_worth_going_on() {
+            self.take_short_cut();
             let seen = match self.connection.poll_event() {
                 Ok(None) => return,
                 Ok(Some(event)) => Seen::from(event),
@@ -326,6 +327,22 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Takes the answer to a call as a whole where bytes come as they are read. That has to tell what the
+    /// events tell where they come otherwise.
+    fn take_short_cut(&mut self) {
+        if !matches!(self.split, Split::AsRead) {
+            return;
+        }
+        let Some(result) = self.connection.take_call_result() else { return };
+        assert!(self.phase == Phase::LoggedIn && self.connection.is_idle());
+        let value = match result {
+            CallResult::Void => vec![],
+            CallResult::False => vec![0],
+            CallResult::True => vec![1],
+        };
+        self.outcome.seen.extend([Seen::Returned(Some(value)), Seen::Ready]);
     }
 
     /// Checks that the event may come now.
