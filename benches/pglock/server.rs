@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use pglock::{Config, Lock};
+use pglock::{Config, Lock, SslMode};
 use pglock_test_cluster::{Cluster, Raw, Role, eventually, role};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How the server is reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Transport {
-    /// TCP on 127.0.0.1.
+    /// TCP on 127.0.0.1, in clear as the bare socket is.
     Tcp,
     /// The Unix socket.
     Unix,
@@ -30,7 +30,9 @@ impl Transport {
             Self::Tcp => cluster.url_for(role),
             Self::Unix => cluster.socket_url_for(role),
         };
-        url.parse().expect("the cluster's URL")
+        let mut config: Config = url.parse().expect("the cluster's URL");
+        config.sslmode(SslMode::Disable);
+        config
     }
 
     /// A lock on a session of its own.
