@@ -132,16 +132,6 @@ impl Error {
         self.with(|inner| inner.lost = true)
     }
 
-    /// Of a session that ended before it could hold anything.
-    pub(crate) fn while_connecting(self) -> Self {
-        self.with(|inner| {
-            inner.lost = false;
-            if inner.kind == ErrorKind::Lost {
-                inner.kind = ErrorKind::Connect;
-            }
-        })
-    }
-
     /// Tells of an earlier attempt as well.
     pub(crate) fn and(self, earlier: &Self) -> Self {
         self.with(|inner| inner.earlier.push(earlier.to_string()))

@@ -262,7 +262,8 @@ impl Session {
             }
             Step::Query(sql) => {
                 let idle = self.connection.is_idle();
-                let accepted = self.connection.query(sql).is_ok();
+                let ask = if sql.contains(';') { Connection::script } else { Connection::query };
+                let accepted = ask(&mut self.connection, sql).is_ok();
                 self.check_request(idle, accepted);
             }
             Step::Terminate => {

@@ -7,6 +7,9 @@
 /// session, or be shared with the next client. So a pooler is looked for at every login: its process ids
 /// are not the server's.
 ///
+/// Without one, locks are taken by function calls, which the server neither parses nor plans. Where
+/// something in between refuses or ignores those, queries take their place.
+///
 /// In a transaction a session holds one lock at a time, and keeps a server connection of the pooler for
 /// as long as it holds or waits for it. A pool that has none left makes the next one wait: a second after
 /// its time, such a wait ends with an error of kind [`Timeout`](crate::ErrorKind::Timeout), and so does

@@ -64,6 +64,8 @@ enum Phase {
 enum Request {
     Call,
     Query,
+    /// A query of several statements.
+    Script,
 }
 
 /// How far the server has come with a request.
@@ -201,13 +203,24 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a `Query`.
+    /// Sends a `Query` of one statement.
     ///
     /// # Errors
     ///
     /// [`NotReady`] unless the connection is idle.
     pub fn query(&mut self, sql: &str) -> Result<(), NotReady> {
         self.begin(Request::Query)?;
+        frontend::query(sql, &mut self.out.bytes);
+        Ok(())
+    }
+
+    /// Sends a `Query` of any number of statements, each with a result of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] unless the connection is idle.
+    pub fn script(&mut self, sql: &str) -> Result<(), NotReady> {
+        self.begin(Request::Script)?;
         frontend::query(sql, &mut self.out.bytes);
         Ok(())
     }
@@ -267,13 +280,24 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+impl Request {
+    /// Whether the result of a statement may come next.
+    fn takes_result_after(self, answer: Answer) -> bool {
+        match self {
+            Self::Call => false,
+            Self::Query => answer == Answer::Pending,
+            Self::Script => answer != Answer::Failed,
+        }
+    }
+}
+
 impl Phase {
     fn name(&self) -> &'static str {
         match self {
             Self::Login(_) => "the login",
             Self::Idle => "a pause between requests",
             Self::Busy { request: Request::Call, .. } => "a function call",
-            Self::Busy { request: Request::Query, .. } => "a query",
+            Self::Busy { request: Request::Query | Request::Script, .. } => "a query",
             Self::Over => "the end of the session",
         }
     }
@@ -339,31 +363,22 @@ fn session_event<'a>(
             Ok(Event::Returned(value))
         }
         (
-            Phase::Busy { request: Request::Query, answer: Answer::Pending },
+            Phase::Busy { request: Request::Query | Request::Script, answer: Answer::Pending },
             BackendMessage::DataRow(values),
         ) => Ok(Event::Row(values)),
-        (
-            Phase::Busy { request: Request::Query, answer: answer @ Answer::Pending },
-            BackendMessage::CommandComplete { .. } | BackendMessage::EmptyQueryResponse,
-        ) => {
-            *answer = Answer::Given;
-            Ok(Event::Progress)
-        }
-        // What opens or ends a transaction has several statements, each with a result of its own.
-        (
-            Phase::Busy {
-                request: Request::Query,
-                answer: answer @ (Answer::Pending | Answer::Given),
-            },
-            BackendMessage::RowDescription(_),
-        ) if *answer == Answer::Pending || transaction.expected => {
+        (Phase::Busy { request, answer }, BackendMessage::RowDescription(_))
+            if request.takes_result_after(*answer) =>
+        {
             *answer = Answer::Pending;
             Ok(Event::Progress)
         }
         (
-            Phase::Busy { request: Request::Query, answer: Answer::Given },
-            BackendMessage::CommandComplete { .. },
-        ) if transaction.expected => Ok(Event::Progress),
+            Phase::Busy { request, answer },
+            BackendMessage::CommandComplete { .. } | BackendMessage::EmptyQueryResponse,
+        ) if request.takes_result_after(*answer) => {
+            *answer = Answer::Given;
+            Ok(Event::Progress)
+        }
         (
             Phase::Busy { answer: Answer::Given | Answer::Failed, .. },
             BackendMessage::ReadyForQuery(status),
@@ -429,6 +444,41 @@ mod tests {
                 let is_whole = received.len() >= 9 + value.len();
                 assert_eq!(first.is_some(), is_whole, "{received:?}");
             }
+        }
+    }
+
+    /// What becomes of these answers to a query of several statements, and of a single one.
+    fn answers_to_queries(received: &[u8]) -> [bool; 2] {
+        [Connection::script, Connection::query].map(|ask| {
+            let mut connection = calling(b"V\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+            connection.take_call_result().unwrap();
+            ask(&mut connection, "SELECT").unwrap();
+            connection.received().extend_from_slice(received);
+            while connection.poll_event().is_ok_and(|event| event.is_some()) {}
+            connection.is_idle()
+        })
+    }
+
+    #[test]
+    fn each_statement_of_a_script_has_a_result_and_a_query_has_one() {
+        const SET: &[u8] = b"C\0\0\0\x08SET\0";
+        const ROWS: &[u8] = b"T\0\0\0\x06\0\0D\0\0\0\x06\0\0C\0\0\0\x08SET\0";
+        const ERROR: &[u8] = b"E\0\0\0\x13SERROR\0CXX000\0\0";
+        for (results, accepted) in [
+            (&[SET][..], [true, true]),
+            (&[ROWS], [true, true]),
+            (&[ERROR], [true, true]),
+            (&[SET, SET], [true, false]),
+            (&[ROWS, SET, ROWS], [true, false]),
+            (&[SET, ERROR], [true, true]),
+            (&[], [false, false]),
+            (&[ERROR, SET], [false, false]),
+            (&[SET, b"D\0\0\0\x06\0\0"], [false, false]),
+            (&[SET, b"T\0\0\0\x06\0\0"], [false, false]),
+            (&[SET, b"V\0\0\0\x08\0\0\0\0"], [false, false]),
+        ] {
+            let received = [&results.concat()[..], b"Z\0\0\0\x05I"].concat();
+            assert_eq!(answers_to_queries(&received), accepted, "{}", received.escape_ascii());
         }
     }
 

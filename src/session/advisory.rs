@@ -42,7 +42,7 @@ impl Means {
             // Whatever state the transaction is in, this ends it.
             (Self::Transaction { .. }, Function::Settle) => connection.query("ROLLBACK"),
             (Self::Transaction { .. }, Function::Unlock) => {
-                connection.query("SELECT pg_catalog.pg_backend_pid(), true; ROLLBACK")
+                connection.script("SELECT pg_catalog.pg_backend_pid(), true; ROLLBACK")
             }
             (Self::Transaction { .. }, _) => connection.query(&function.query("xact_", lock)),
         }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::introduction::{Unfit, client_keepalive, introduce};
+use super::introduction::{Introduction, Unfit, client_keepalive};
 use super::login::log_in;
 use super::wire::{Peer, Wire};
 use crate::config::{Config, Host, LoadBalance, Resolved, Server};
@@ -229,23 +229,29 @@ async fn open(
     name: &Arc<str>,
     route: Route,
 ) -> Result<Wire, Failure> {
-    let mut stream = route.open().await?;
-    let has_no_other = leaves_tls_to_server(&route.encryption) && !stream.is_encrypted();
-    let route = route.taken_by(&stream);
-    let (connection, identity) = match log_in(&mut stream, config, server).await {
-        Ok(logged_in) => logged_in,
-        Err(error) => {
-            return Err(match error.into() {
-                // The server has said that it has no TLS.
-                Failure::Encryption(error) if has_no_other => Failure::Everywhere(error),
-                failure => failure,
-            });
+    // A pooler that ignores function calls answers queries, but only where nothing is under way.
+    for by_calls in [true, false] {
+        let stream = route.open().await?;
+        let has_no_other = leaves_tls_to_server(&route.encryption) && !stream.is_encrypted();
+        let route = route.clone().taken_by(&stream);
+        let (mut dialogue, identity) = match log_in(stream, config, server).await {
+            Ok(logged_in) => logged_in,
+            Err(error) => {
+                return Err(match error.into() {
+                    // The server has said that it has no TLS.
+                    Failure::Encryption(error) if has_no_other => Failure::Everywhere(error),
+                    failure => failure,
+                });
+            }
+        };
+        let introduction = Introduction { config, comment, server: &identity, by_calls };
+        if let Some(means) = introduction.take_place(&mut dialogue).await? {
+            let cancel_key = identity.cancel_key;
+            let peer = Peer { name: Arc::clone(name), route, cancel_key };
+            return Ok(Wire::new(dialogue.stream, dialogue.connection, means, peer));
         }
-    };
-    let peer = Peer { name: Arc::clone(name), route, cancel_key: identity.cancel_key.clone() };
-    let mut wire = Wire::new(stream, connection, peer);
-    introduce(&mut wire, config, comment, &identity).await?;
-    Ok(wire)
+    }
+    Err(Error::new(ErrorKind::Connect, "the server does not answer").into())
 }
 
 /// What went wrong before, so that the last error is not all that is told.

@@ -1,11 +1,13 @@
-//! What is said once after the login: settings are made, and the server says what it is.
+//! What is said once after the login: the server shows what it is, and settings are made.
 
 use std::fmt::Write;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::advisory::Means;
-use super::machine::{Ask, Outcome, Row};
-use super::wire::Wire;
+use super::dialogue::{Dialogue, Reply};
+use super::machine::{OPERATOR_INTERVENTION, Row};
 use crate::config::{KeepaliveWishes, Pooler, Resolved};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::Keepalive;
@@ -29,62 +31,162 @@ impl From<Error> for Unfit {
     }
 }
 
-/// Makes the session safe to hold locks, and finds out whether it can be.
-pub(super) async fn introduce(
-    wire: &mut Wire,
-    config: &Resolved,
-    comment: &str,
-    server: &ServerIdentity,
-) -> Result<(), Unfit> {
-    if server.in_hot_standby == Some(true) {
-        return Err(Unfit::Standby);
-    }
-    let process_id = server.cancel_key.process_id();
-    let version = server.server_version.as_deref().and_then(major_version);
-    let mut settings = settings(version.unwrap_or(0), config.orphan_timeout);
-    let row = match prepare(wire, config, &mut settings, comment, process_id).await? {
-        Ok(row) => row,
-        Err(error) => return Err(unprepared(wire, error).await.into()),
-    };
-    let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
-    refuse_strangers(values.next().unwrap_or_default())?;
-    // Whatever is not a clear no counts as a yes.
-    if values.next() != Some("false") {
-        return Err(Unfit::Standby);
-    }
-    let answering = values.next().and_then(|answering| answering.parse().ok());
-    let means = means(config.pooler, process_id, answering, begin(config, &settings))?;
-    if let Means::Queries { process_id } = means {
-        let sql = introduction(config, &settings, comment, process_id);
-        if let Err(error) = ask(wire, sql).await? {
-            return Err(unprepared(wire, error).await.into());
-        }
-    }
-    wire.machine().hold_by(means);
-    Ok(())
+/// What is said once after the login.
+///
+/// ```text
+///                       its own process id     the settings are made
+/// pg_backend_pid() ─────────────────────────▶ by SET ───────────────────────▶ locks by calls
+///  called     │
+///             ├─ another id, or an error ──▶ asked by a query ──▶ locks by queries,
+///             │                              what it is            or in transactions
+///             └─ no answer, or ──────────▶ a new connection,
+///                the connection's end       which is asked by a query
+/// ```
+///
+/// A server that runs a function by its number, in the process that was logged in to, has PostgreSQL's
+/// own insides, and no pooler before it. To find that out, nothing is parsed, planned or set: a query
+/// costs a new server process ten times as much, and a setting might stay with a pooler's next client.
+pub(super) struct Introduction<'a> {
+    pub(super) config: &'a Resolved,
+    pub(super) comment: &'a str,
+    pub(super) server: &'a ServerIdentity,
+    /// Whether to try function calls.
+    pub(super) by_calls: bool,
 }
 
-/// Makes the settings and asks what the server is: once more where the first refusal may not last.
-async fn prepare(
-    wire: &mut Wire,
-    config: &Resolved,
-    settings: &mut Vec<Setting>,
-    comment: &str,
-    process_id: i32,
-) -> Result<Result<Row, ServerError>> {
-    match ask(wire, introduction(config, settings, comment, process_id)).await? {
+impl Introduction<'_> {
+    /// Makes the session safe to hold locks, and says by which means it can. Nothing comes of it if a
+    /// function call is ignored, or ends the connection.
+    pub(super) async fn take_place(&self, dialogue: &mut Dialogue) -> Result<Option<Means>, Unfit> {
+        if self.server.in_hot_standby == Some(true) {
+            return Err(Unfit::Standby);
+        }
+        if !self.by_calls || !self.may_be_called() {
+            return self.by_query(dialogue).await.map(Some);
+        }
+        match timeout(self.call_patience(), dialogue.call(PG_BACKEND_PID)).await {
+            Ok(Ok(answer)) if int4(&answer) == Some(self.process_id()) => {
+                self.directly(dialogue).await?;
+                Ok(Some(Means::Calls))
+            }
+            Ok(Ok(_)) => self.by_query(dialogue).await.map(Some),
+            Ok(Err(error)) if error.kind() != ErrorKind::Connect || is_shutdown(&error) => {
+                Err(error.into())
+            }
+            Ok(Err(_)) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether the server is what it seems if it takes a call.
+    fn may_be_called(&self) -> bool {
+        let version = self.server.server_version.as_deref().unwrap_or_default();
+        self.config.pooler != Pooler::Transaction
+            && self.version() >= CALLED_SINCE
+            && stranger(version).is_none()
+    }
+
+    /// What is not answered by then is ignored, so that there is time left for another connection.
+    fn call_patience(&self) -> Duration {
+        let third = self.config.connect_timeout.map(|limit| limit / 3);
+        third.map_or(CALL_WITHIN, |third| third.min(CALL_WITHIN))
+    }
+
+    fn version(&self) -> u32 {
+        self.server.server_version.as_deref().and_then(major_version).unwrap_or(0)
+    }
+
+    fn process_id(&self) -> i32 {
+        self.server.cancel_key.process_id()
+    }
+
+    /// Makes the settings, where nothing stands between.
+    async fn directly(&self, dialogue: &mut Dialogue) -> Result<(), Unfit> {
+        // From 14 on, the login says so. Whatever is not a clear no counts as a yes.
+        if self.server.in_hot_standby.is_none()
+            && !matches!(dialogue.call(PG_IS_IN_RECOVERY).await?, Ok(Some(value)) if value == [0])
+        {
+            return Err(Unfit::Standby);
+        }
+        let sql = |settings: &[Setting]| direct_settings(self.config, settings, self.comment);
+        let mut settings = settings(self.version(), self.config.orphan_timeout);
+        let Err(error) = dialogue.script(&sql(&settings)).await? else { return Ok(()) };
+        if !is_worth_another_try(&error, &mut settings) {
+            return Err(unprepared(dialogue, error).await.into());
+        }
+        match dialogue.script(&sql(&settings)).await? {
+            Ok(()) => Ok(()),
+            Err(error) => Err(unprepared(dialogue, error).await.into()),
+        }
+    }
+
+    /// Makes the settings and asks what the server is, in one query.
+    async fn by_query(&self, dialogue: &mut Dialogue) -> Result<Means, Unfit> {
+        let mut settings = settings(self.version(), self.config.orphan_timeout);
+        let row = match self.ask(dialogue, &settings, self.process_id()).await? {
+            Err(error) if is_worth_another_try(&error, &mut settings) => {
+                self.ask(dialogue, &settings, self.process_id()).await?
+            }
+            answer => answer,
+        };
+        let row = match row {
+            Ok(row) => row,
+            Err(error) => return Err(unprepared(dialogue, error).await.into()),
+        };
+        let mut values = row.iter().map(|value| value.as_deref().unwrap_or_default());
+        refuse_strangers(values.next().unwrap_or_default())?;
+        // Whatever is not a clear no counts as a yes.
+        if values.next() != Some("false") {
+            return Err(Unfit::Standby);
+        }
+        let answering = values.next().and_then(|answering| answering.parse().ok());
+        let begin = begin(self.config, &settings);
+        let means = means(self.config.pooler, self.process_id(), answering, begin)?;
+        if let Means::Queries { process_id } = means {
+            if process_id != self.process_id() {
+                if let Err(error) = self.ask(dialogue, &settings, process_id).await? {
+                    return Err(unprepared(dialogue, error).await.into());
+                }
+            }
+        }
+        Ok(means)
+    }
+
+    async fn ask(
+        &self,
+        dialogue: &mut Dialogue,
+        settings: &[Setting],
+        process_id: i32,
+    ) -> Result<Reply<Row>> {
+        dialogue.query(&introduction(self.config, settings, self.comment, process_id)).await
+    }
+}
+
+/// What a function returned, if it is an `integer`.
+fn int4(answer: &Reply<Option<Vec<u8>>>) -> Option<i32> {
+    let value = answer.as_ref().ok()?.as_deref()?;
+    value.try_into().ok().map(i32::from_be_bytes)
+}
+
+/// Whether the server ended the session for reasons of its own.
+fn is_shutdown(error: &Error) -> bool {
+    error.sqlstate().is_some_and(|sqlstate| sqlstate.starts_with(OPERATOR_INTERVENTION))
+}
+
+/// Whether a refusal may not last: of the settings, or of those that are left then.
+fn is_worth_another_try(error: &ServerError, settings: &mut Vec<Setting>) -> bool {
+    match error.sqlstate() {
         // A server on a system that cannot watch its clients' sockets refuses this one setting.
-        Err(error) if error.sqlstate() == INVALID_PARAMETER_VALUE => {
+        INVALID_PARAMETER_VALUE => {
             settings.retain(|(name, _)| *name != CLIENT_CHECK);
+            true
         }
-        // The very timeout that is being reset may end this query, if it is a millisecond or so.
-        Err(error) if error.sqlstate() == QUERY_CANCELED => {}
-        answer => return Ok(answer),
+        // The very timeout that is being reset may end this, if it is a millisecond or so.
+        QUERY_CANCELED => true,
+        _ => false,
     }
-    ask(wire, introduction(config, settings, comment, process_id)).await
 }
 
-/// How this session can hold locks.
+/// How a session that was asked by a query can hold locks.
 ///
 /// The process that answers is the one that was logged in to, unless a pooler stands between: poolers
 /// make up process ids of their own, and may give the process, with the locks that it holds, to another
@@ -102,7 +204,7 @@ fn means(
             "the server did not say which of its processes answers; is it PostgreSQL?",
         )),
         (Pooler::Transaction, _) => Ok(in_transactions),
-        (_, Some(answering)) if answering == logged_in_to => Ok(Means::Calls),
+        (_, Some(process_id)) if process_id == logged_in_to => Ok(Means::Queries { process_id }),
         (Pooler::Auto, _) => Ok(in_transactions),
         (Pooler::Session, Some(process_id)) => Ok(Means::Queries { process_id }),
         (Pooler::Refuse, _) => Err(Error::new(
@@ -113,20 +215,10 @@ fn means(
     }
 }
 
-async fn ask(wire: &mut Wire, sql: String) -> Result<Result<Row, ServerError>> {
-    match wire.request(Ask::Query(sql)).await.map_err(Error::while_connecting)? {
-        Outcome::Row(row) => Ok(Ok(row)),
-        Outcome::Failed(error) => Ok(Err(error)),
-        Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => {
-            Err(Error::new(ErrorKind::Protocol, "the server did not introduce itself"))
-        }
-    }
-}
-
 /// Why the settings could not be made. A server that is not PostgreSQL may lack any of what it was asked
 /// for: its name says more than the first thing that it misses.
-async fn unprepared(wire: &mut Wire, error: ServerError) -> Error {
-    let name = ask(wire, String::from("SELECT version()")).await;
+async fn unprepared(dialogue: &mut Dialogue, error: ServerError) -> Error {
+    let name = dialogue.query("SELECT version()").await;
     if let Ok(Ok(row)) = name {
         let name = row.first().and_then(Option::as_deref).unwrap_or_default();
         if let Err(stranger) = refuse_strangers(name) {
@@ -139,6 +231,14 @@ async fn unprepared(wire: &mut Wire, error: ServerError) -> Error {
     };
     Error::new(ErrorKind::Unsupported, message).with_server(error)
 }
+
+/// The functions that are called, by their object identifiers (`pg_proc.dat`).
+const PG_BACKEND_PID: u32 = 2026;
+const PG_IS_IN_RECOVERY: u32 = 3810;
+/// The first major version of which it is known that all of this holds.
+const CALLED_SINCE: u32 = 12;
+/// How long a function call may take until it counts as ignored, where `connect_timeout` leaves that.
+const CALL_WITHIN: Duration = Duration::from_secs(5);
 
 const QUERY_CANCELED: &str = "57014";
 const INVALID_PARAMETER_VALUE: &str = "22023";
@@ -188,8 +288,27 @@ fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N
     known.map(|(_, name, value)| (name, value)).collect()
 }
 
-/// The query that is sent after the login: asks the server what it is, and makes the settings. They last
-/// if it is this process that answers. Behind a pooler, another client would find them made: there they
+/// Makes the settings for the session.
+///
+/// The caller's own come first, and by a function: `SET` would read some values as lists of names.
+fn direct_settings(config: &Resolved, settings: &[Setting], comment: &str) -> String {
+    let mut sql = format!("/* pglock {comment} */");
+    let mut verb = " SELECT";
+    for (name, value) in &config.settings {
+        // Writing to a String cannot fail. Names have nothing in them to quote.
+        let _ = write!(sql, "{verb} pg_catalog.set_config('{name}', {}, false)", quoted(value));
+        verb = ",";
+    }
+    let mut end = if config.settings.is_empty() { "" } else { ";" };
+    for (name, value) in settings {
+        let _ = write!(sql, "{end} SET {name} = {}", quoted(value));
+        end = ";";
+    }
+    sql
+}
+
+/// The query that asks the server what it is, and makes the settings. They last if it is this process
+/// that answers. Behind a pooler, another client would find them made: there they
 /// end with the query, which only tells whether the server takes them.
 ///
 /// The caller's own settings come first: those that a lock needs have the last word. Names are those of
@@ -200,7 +319,6 @@ fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_
          pg_catalog.pg_is_in_recovery()::pg_catalog.text, pg_catalog.pg_backend_pid()"
     );
     for (name, value) in all_settings(config, settings) {
-        // Writing to a String cannot fail. Names have nothing in them to quote.
         let _ = write!(
             sql,
             ", pg_catalog.set_config('{name}', {}, \
@@ -277,12 +395,15 @@ const STRANGERS: [(&str, &str); 5] = [
     ("RisingWave", "RisingWave"),
 ];
 
+fn stranger(version: &str) -> Option<&'static str> {
+    STRANGERS.iter().find(|(mark, _)| version.contains(mark)).map(|(_, name)| *name)
+}
+
 /// Some servers speak the protocol and have the functions, but no locks behind them.
 fn refuse_strangers(version: &str) -> Result<()> {
-    let stranger = STRANGERS.iter().find(|(mark, _)| version.contains(mark));
-    let name = match stranger {
+    let name = match stranger(version) {
         None if version.starts_with("PostgreSQL") => return Ok(()),
-        Some((_, name)) => format!("is {name}"),
+        Some(name) => format!("is {name}"),
         None => format!("calls itself {:?}", version.chars().take(40).collect::<String>()),
     };
     Err(Error::new(

@@ -1,23 +1,20 @@
 //! From an open socket to a session that the server has let in.
 
-use std::borrow::Cow;
-use std::io;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
+use super::dialogue::Dialogue;
 use crate::config::{Resolved, Server};
 use crate::error::{Error, ErrorKind, Result, ServerError};
-use crate::net::{self, Stream};
-use crate::protocol::{Connection, Credentials, Event, ProtocolError, ServerIdentity};
+use crate::net::Stream;
+use crate::protocol::{Connection, Credentials, Event, ServerIdentity};
 
 /// Logs in over the stream.
 pub(super) async fn log_in(
-    stream: &mut Stream,
+    stream: Stream,
     config: &Resolved,
     server: &Server,
-) -> Result<(Connection, ServerIdentity)> {
-    let mut connection = greet(config, server, stream)?;
-    let mut identity = pass_messages(stream, &mut connection).await.map_err(|error| {
+) -> Result<(Dialogue, ServerIdentity)> {
+    let connection = greet(config, server, &stream)?;
+    let mut dialogue = Dialogue::new(stream, connection);
+    let mut identity = identify(&mut dialogue).await.map_err(|error| {
         match (&server.password, &config.passfile_problem) {
             (None, Some(problem)) if error.kind() == ErrorKind::Authentication => {
                 error.and(&Error::new(ErrorKind::Config, problem.clone()))
@@ -28,7 +25,7 @@ pub(super) async fn log_in(
     if let Some(key) = identity.scram_key.take() {
         config.scram_key.keep(key);
     }
-    Ok((connection, identity))
+    Ok((dialogue, identity))
 }
 
 fn greet(config: &Resolved, server: &Server, stream: &Stream) -> Result<Connection> {
@@ -52,50 +49,23 @@ fn greet(config: &Resolved, server: &Server, stream: &Stream) -> Result<Connecti
     Ok(Connection::new(credentials, &parameters))
 }
 
-/// Passes bytes between the socket and the connection until the login is complete.
-async fn pass_messages(stream: &mut Stream, connection: &mut Connection) -> Result<ServerIdentity> {
-    loop {
-        while !connection.outgoing().is_empty() {
-            let sent = stream.write(connection.outgoing()).await.map_err(login_broken)?;
-            connection.sent(sent);
+/// Waits until the server has let us in, and says who it is.
+async fn identify(dialogue: &mut Dialogue) -> Result<ServerIdentity> {
+    let mut identity = None;
+    let mut hear = |event: Event<'_>| match event {
+        Event::LoggedIn(logged_in) => {
+            identity = Some(*logged_in);
+            Ok(true)
         }
-        stream.flush().await.map_err(login_broken)?;
-        match connection.poll_event().map_err(login_failed)? {
-            Some(Event::LoggedIn(identity)) => return Ok(*identity),
-            Some(Event::Ended(error)) => return Err(login_refused(error)),
-            // The derivation takes time: let other tasks run, and the deadline pass.
-            Some(Event::Deriving) => tokio::task::yield_now().await,
-            Some(_) => {}
-            None => {
-                if stream.read_buf(connection.received()).await.map_err(login_broken)? == 0 {
-                    return Err(Error::new(
-                        ErrorKind::Connect,
-                        "the server closed the connection during the login",
-                    ));
-                }
-            }
-        }
-    }
-}
-
-fn login_broken(error: io::Error) -> Error {
-    let message = match net::problem_of_tls(&error) {
-        Some(why) => format!("the connection broke during the login: {why}").into(),
-        None => Cow::Borrowed("the connection broke during the login"),
+        Event::Ended(error) => Err(refused(error)),
+        _ => Ok(false),
     };
-    Error::new(ErrorKind::Connect, message).with_source(error)
+    dialogue.listen(&mut hear).await?;
+    dialogue.logged_in();
+    identity.ok_or_else(|| Error::new(ErrorKind::Protocol, "the server did not say who it is"))
 }
 
-fn login_failed(error: ProtocolError) -> Error {
-    let kind = match &error {
-        ProtocolError::Unframed { .. } => ErrorKind::Connect,
-        error if error.is_authentication() => ErrorKind::Authentication,
-        _ => ErrorKind::Protocol,
-    };
-    Error::new(kind, error.to_string()).with_source(error)
-}
-
-fn login_refused(error: ServerError) -> Error {
+fn refused(error: ServerError) -> Error {
     // Class 28: invalid authorization specification.
     let kind = match error.sqlstate() {
         sqlstate if sqlstate.starts_with("28") => ErrorKind::Authentication,

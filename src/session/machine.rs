@@ -65,7 +65,7 @@ const QUERY_CANCELED: &str = "57014";
 /// none of them once it has begun to lock.
 const CANNOT_LOCK: [&str; 3] = ["08P01", "0A000", "42883"];
 /// What the codes of this kind begin with: shutdowns, crashes, timeouts of idle sessions.
-const OPERATOR_INTERVENTION: &str = "57P";
+pub(super) const OPERATOR_INTERVENTION: &str = "57P";
 
 /// What a caller wants of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +76,6 @@ pub(crate) enum Ask {
     TryLock(LockId),
     /// Releases the lock.
     Unlock(LockId),
-    /// Runs a query that has one row.
-    Query(String),
     /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
     Fence { lock: LockId, held: Held },
 }
@@ -100,7 +98,7 @@ pub(crate) enum Outcome {
     NotAcquired,
     /// The lock is not held any more.
     Released,
-    /// The query's row.
+    /// The token's row.
     Row(Row),
     /// The server reported an error. The lock that was asked for is not held.
     Failed(ServerError),
@@ -232,9 +230,12 @@ enum Answer {
 }
 
 impl Machine {
-    /// Takes over a connection whose login is complete.
-    pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, means: Means::Calls, state: State::Idle, last_words: None }
+    /// Takes over a connection whose login is complete, and holds locks by these means.
+    pub(crate) fn new(mut connection: Connection, means: Means) -> Self {
+        if let Means::Transaction { .. } = means {
+            connection.expect_transactions();
+        }
+        Self { connection, means, state: State::Idle, last_words: None }
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
@@ -249,14 +250,6 @@ impl Machine {
     /// Whether nothing has come that [`poll`](Self::poll) has not seen.
     pub(crate) fn is_drained(&self) -> bool {
         self.connection.is_drained()
-    }
-
-    /// Holds locks by these means from now on.
-    pub(crate) fn hold_by(&mut self, means: Means) {
-        if let Means::Transaction { .. } = means {
-            self.connection.expect_transactions();
-        }
-        self.means = means;
     }
 
     /// Whether locks are held in a transaction, one at a time.
@@ -290,7 +283,7 @@ impl Machine {
         let takes = matches!(asked.ask, Ask::Lock(..) | Ask::TryLock(_));
         self.state = match &self.means {
             Means::Transaction { begin, .. } if takes => {
-                self.connection.query(begin)?;
+                self.connection.script(begin)?;
                 State::Opening(asked)
             }
             _ => {
@@ -306,7 +299,6 @@ impl Machine {
             Ask::Lock(lock, _) => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
-            Ask::Query(sql) => return self.connection.query(sql),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
         };
         self.means.ask(function, lock, &mut self.connection)
@@ -370,7 +362,6 @@ impl Machine {
                 Next::Begun(asked, process_id) => self.go_on(asked, process_id, now)?,
                 Next::Settle(settling) => self.settle(settling)?,
                 Next::Done(lock, outcome) if self.leaves_transaction(&outcome) => {
-                    let lock = lock.ok_or_else(unexpected_answer)?;
                     self.settle(Settling::unwanted(lock, outcome, now))?;
                 }
                 Next::Done(_, outcome) => {
@@ -385,7 +376,7 @@ impl Machine {
 
     /// Asks for the lock in the transaction that was opened for it, if somebody still wants it.
     fn go_on(&mut self, mut asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
-        let lock = asked.ask.lock().ok_or_else(unexpected_answer)?;
+        let lock = asked.ask.lock();
         if let Means::Transaction { process_id, .. } = &mut self.means {
             *process_id = Some(begun_in);
         }
@@ -553,19 +544,18 @@ enum Next {
     /// A transaction has begun in this process.
     Begun(Asked, i32),
     Settle(Settling),
-    /// The request is over. If it was about a lock, it was this one.
-    Done(Option<LockId>, Outcome),
+    /// The request for this lock is over.
+    Done(LockId, Outcome),
 }
 
 impl Ask {
     /// The lock that it is about.
-    fn lock(&self) -> Option<LockId> {
+    fn lock(&self) -> LockId {
         match self {
             Self::Lock(lock, _)
             | Self::TryLock(lock)
             | Self::Unlock(lock)
-            | Self::Fence { lock, .. } => Some(*lock),
-            Self::Query(_) => None,
+            | Self::Fence { lock, .. } => *lock,
         }
     }
 
@@ -629,7 +619,7 @@ impl Asked {
                 Ok(Next::Begun(self, process_id.ok_or_else(unexpected_answer)?))
             }
             Some(Answer::Failed(error)) => {
-                let lock = self.ask.lock().ok_or_else(unexpected_answer)?;
+                let lock = self.ask.lock();
                 Ok(Next::Settle(Settling::unwanted(lock, Outcome::Failed(error), now)))
             }
             _ => Err(unexpected_answer()),
@@ -642,7 +632,7 @@ impl Asked {
         let done = |outcome| Ok(Next::Done(lock, outcome));
         let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
         match (self.ask, answer) {
-            (Ask::Query(_) | Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
+            (Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
@@ -689,7 +679,7 @@ impl Withdrawing {
             (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
             (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
                 (CallResult::Void, Reason::Unwanted) => Outcome::NotAcquired,
-                (CallResult::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
+                (CallResult::Void, _) => return Ok(Next::Done(*lock, Outcome::Acquired)),
                 _ => return Err(unexpected_answer()),
             },
             _ => return Err(unexpected_answer()),
@@ -734,11 +724,9 @@ impl Settling {
                 Ok(Next::Settle(Self { step: Settle::TryAgain, answer: None, ..self }))
             }
             (Settle::Unlock, CallResult::True | CallResult::False)
-            | (Settle::TryAgain, CallResult::False) => {
-                Ok(Next::Done(Some(self.lock), self.outcome))
-            }
+            | (Settle::TryAgain, CallResult::False) => Ok(Next::Done(self.lock, self.outcome)),
             (Settle::TryAgain, CallResult::True) if missed => {
-                Ok(Next::Done(Some(self.lock), Outcome::Acquired))
+                Ok(Next::Done(self.lock, Outcome::Acquired))
             }
             (Settle::TryAgain, CallResult::True) => self.unlock_again(),
             (_, CallResult::Void) => Err(unexpected_answer()),
@@ -802,7 +790,8 @@ fn returned(value: Option<&[u8]>) -> Result<Answer, ProtocolError> {
     }
 }
 
-fn text(value: Option<&[u8]>) -> Option<String> {
+/// A field of a row. What is not a text is not what was asked for, and is refused as that.
+pub(super) fn text(value: Option<&[u8]>) -> Option<String> {
     value.map(|value| String::from_utf8_lossy(value).into_owned())
 }
 

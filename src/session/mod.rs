@@ -18,6 +18,7 @@ mod advisory;
 mod books;
 mod canceller;
 mod connect;
+mod dialogue;
 mod introduction;
 mod login;
 mod machine;

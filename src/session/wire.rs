@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::advisory::Means;
 use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
@@ -64,11 +65,10 @@ pub(super) struct Peer {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, connection: Connection, peer: Peer) -> Self {
-        let machine = Machine::new(connection);
+    pub(super) fn new(stream: Stream, connection: Connection, means: Means, peer: Peer) -> Self {
         Self {
             stream,
-            machine,
+            machine: Machine::new(connection, means),
             peer,
             cancel: None,
             waiting: None,
@@ -80,10 +80,6 @@ impl Wire {
 
     pub(super) fn peer_name(&self) -> &str {
         &self.peer.name
-    }
-
-    pub(super) fn machine(&mut self) -> &mut Machine {
-        &mut self.machine
     }
 
     /// Whether locks are held in a transaction, one at a time.
@@ -99,17 +95,6 @@ impl Wire {
     /// Whether a request is under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.machine.is_idle()
-    }
-
-    /// Asks for something, and sees it through. To be polled until it is ready, or else
-    /// [settled](Self::settle).
-    pub(super) async fn request(&mut self, ask: Ask) -> Result<Outcome> {
-        let mut ask = Some(ask);
-        poll_fn(|cx| match ask.take() {
-            Some(ask) => self.poll_ask(ask, cx),
-            None => self.poll_outcome(cx),
-        })
-        .await
     }
 
     /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)

@@ -12,6 +12,7 @@
 
 mod authentication;
 mod behaviour;
+mod calls;
 mod cancel;
 mod cluster;
 mod examples;

@@ -99,8 +99,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, means: Means) -> Self {
-        let mut machine = Machine::new(logged_in());
-        machine.hold_by(means.clone());
+        let machine = Machine::new(logged_in(), means.clone());
         let mut world = Self {
             random: Random(seed),
             clock: 0,

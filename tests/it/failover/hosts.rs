@@ -88,7 +88,7 @@ async fn a_server_that_starts_or_ends_is_passed_over() {
         let not_now = fatal(sqlstate, "not now");
         for script in [
             Script::new().says(not_now.clone()).end_of_file().left(),
-            Script::new().login().hears_type(b'Q').says(not_now).end_of_file().left(),
+            Script::new().login().refuses_calls().says(not_now).end_of_file().left(),
         ] {
             let backend = script.play().await;
             let mut config = config_for(&[]);

@@ -1,4 +1,5 @@
-//! The first question after the login: what the server is, and whether it can be trusted with locks.
+//! What comes after the login: a call and the settings or, where calls are refused, one query. Whether
+//! the server can be trusted with locks.
 
 use pglock::ErrorKind::{Connect, Protocol, Unsupported};
 use pglock::{Key, Lock, Mode, Pooler};
@@ -6,16 +7,20 @@ use pglock::{Key, Lock, Mode, Pooler};
 use super::{assert_error, refusal};
 use crate::scripted::messages::{
     authentication_ok, backend_key_data, boolean, command_complete, data_row, error, fatal,
-    message, notice, one_row, parameter_status, row_description, void,
+    message, notice, one_row, parameter_status, ready_for_query, returned, returned_null,
+    row_description, set, void,
 };
-use crate::scripted::{PROCESS_ID, SECRET, Script, TRY_LOCK, VERSION, timely};
+use crate::scripted::{
+    PG_BACKEND_PID, PG_IS_IN_RECOVERY, PROCESS_ID, SECRET, Script, TRY_LOCK, VERSION,
+    call_without_arguments, timely,
+};
 
 const PROCESS_ID_TEXT: &str = "4711";
 const CLIENT_CHECK: &str = "client_connection_check_interval";
 
-/// A server that answers the question with this.
+/// A server that takes no function calls, and answers the question with this.
 fn introduces_itself(answer: Vec<u8>) -> Script {
-    Script::new().login().hears_type(b'Q').says(answer)
+    Script::new().login().refuses_calls().says(answer)
 }
 
 fn introduces_itself_as(row: &[Option<&str>]) -> Script {
@@ -40,6 +45,112 @@ async fn a_standby_that_says_so_at_login_is_asked_nothing() {
         .says(backend_key_data(PROCESS_ID, &SECRET))
         .ready();
     assert_error(&refusal(script).await, Unsupported, "the server is a standby");
+}
+
+/// A server of this version, which does not say at login whether it is a standby.
+fn of_version(version: &str) -> Script {
+    Script::new()
+        .says(authentication_ok())
+        .says(parameter_status("server_version", version))
+        .says(backend_key_data(PROCESS_ID, &SECRET))
+        .ready()
+}
+
+fn is_asked_whether_it_is_a_standby(script: Script) -> Script {
+    script.gives_its_process_id().hears_bytes(call_without_arguments(PG_IS_IN_RECOVERY))
+}
+
+#[tokio::test]
+async fn a_primary_that_does_not_say_so_at_login_is_asked() {
+    let script = is_asked_whether_it_is_a_standby(of_version("13.4"));
+    let script = script.says(boolean(false)).ready().makes_settings();
+    let backend = script.hears(TRY_LOCK).says(boolean(true)).ready().left().play().await;
+    let mut lock = backend.connect().await.unwrap();
+    assert!(timely(lock.try_lock()).await.unwrap());
+    drop(lock);
+    backend.done().await;
+}
+
+#[tokio::test]
+async fn whatever_is_not_a_clear_no_is_a_standby() {
+    for answer in [boolean(true), void(), returned(b"\0\0"), returned_null(), error("XX000", "oh")]
+    {
+        let script = is_asked_whether_it_is_a_standby(of_version("13.4"));
+        let error = refusal(script.says(answer).ready()).await;
+        assert_error(&error, Unsupported, "the server is a standby");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_known_to_be_something_else_is_not_called() {
+    for version in ["9.6.24", "11.2-YB-2.18.0.0-b0", "15.2-YB-2025.1.0.0-b0", "unknown", ""] {
+        let row = one_row(&[Some("CrateDB 5.4.0"), Some("false"), Some(PROCESS_ID_TEXT)]);
+        let error = refusal(of_version(version).hears_type(b'Q').says(row).ready()).await;
+        assert_error(&error, Unsupported, "calls itself \"CrateDB");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_from_another_process_sets_nothing_and_is_asked_about() {
+    for process_id in [&4712_i32.to_be_bytes()[..], &[0; 8], b"4711", b"", &[0x12]] {
+        let asked_by =
+            |heard: &[Vec<u8>]| String::from_utf8_lossy(heard.last().unwrap()).into_owned();
+        let backend = Script::new()
+            .login()
+            .hears_bytes(call_without_arguments(PG_BACKEND_PID))
+            .says(returned(process_id))
+            .ready()
+            .hears_type(b'Q')
+            .answers(move |heard| {
+                assert!(asked_by(heard).contains("set_config"));
+                assert!(!asked_by(heard).contains("SET "));
+                one_row(&[Some(VERSION), Some("false"), Some("4712")])
+            })
+            .ready()
+            .left()
+            .play()
+            .await;
+        let config = backend.config().pooler(Pooler::Refuse).clone();
+        let error = timely(Lock::connect(&config, 1)).await.unwrap_err();
+        backend.done().await;
+        assert_error(&error, Unsupported, "connection pooler");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_function_result_is_refused() {
+    for answer in [
+        one_row(&[Some(PROCESS_ID_TEXT)]),
+        command_complete(),
+        Vec::new(),
+        [returned(&PROCESS_ID.to_be_bytes()), returned(&PROCESS_ID.to_be_bytes())].concat(),
+        message(b'V', b"\0\0\0\x04"),
+        message(b'G', b"\0\0\0"),
+        message(b'R', b"\0\0\0\0"),
+    ] {
+        let script = Script::new().login().hears_type(b'F').says(answer.clone()).ready();
+        let error = refusal(script).await;
+        assert_eq!(error.kind(), Protocol, "\"{}\": {error}", answer.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_result_of_settings_is_refused() {
+    for answer in [
+        Vec::new(),
+        void(),
+        [set(), void()].concat(),
+        [set(), data_row(&[Some("0")])].concat(),
+        [one_row(&[Some("0")]), row_description(1)].concat(),
+        [one_row(&[Some("0")]), one_row(&[Some("0")])].concat(),
+        message(b'G', b"\0\0\0"),
+        message(b'K', b"\0\0\0\0key!"),
+        [set(), message(b'Z', b"T")].concat(),
+    ] {
+        let script = Script::new().login().gives_its_process_id().hears_type(b'Q');
+        let error = refusal(script.says(answer.clone()).ready()).await;
+        assert_eq!(error.kind(), Protocol, "\"{}\": {error}", answer.escape_ascii());
+    }
 }
 
 #[tokio::test]
@@ -124,11 +235,21 @@ async fn a_row_with_columns_missing_is_refused() {
 
 #[tokio::test]
 async fn a_system_that_cannot_watch_its_clients_is_asked_without_that() {
+    let row = [Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)];
+    let called = Script::new().login().gives_its_process_id().hears_type(b'Q');
+    let asked = Script::new().login().refuses_calls();
+    for (script, answer) in [(called, set()), (asked, one_row(&row))] {
+        let backend = is_asked_again_without_the_check(script).says(answer).ready();
+        let backend = backend.left().play().await;
+        drop(backend.connect().await.unwrap());
+        backend.done().await;
+    }
+}
+
+fn is_asked_again_without_the_check(script: Script) -> Script {
     let asks_for_it =
         |heard: &[Vec<u8>]| String::from_utf8_lossy(heard.last().unwrap()).contains(CLIENT_CHECK);
-    let backend = Script::new()
-        .login()
-        .hears_type(b'Q')
+    script
         .answers(move |heard| {
             assert!(asks_for_it(heard), "asked for at first");
             error("22023", "client_connection_check_interval must be 0 on this platform")
@@ -137,26 +258,23 @@ async fn a_system_that_cannot_watch_its_clients_is_asked_without_that() {
         .hears_type(b'Q')
         .answers(move |heard| {
             assert!(!asks_for_it(heard), "not asked for any more");
-            one_row(&[Some(VERSION), Some("false"), Some(PROCESS_ID_TEXT)])
+            notice(100)
         })
-        .ready()
-        .hears(TRY_LOCK)
-        .says(boolean(true))
-        .ready()
-        .left()
-        .play()
-        .await;
-    let mut lock = backend.connect().await.unwrap();
-    assert!(timely(lock.try_lock()).await.unwrap());
-    drop(lock);
-    backend.done().await;
 }
 
 #[tokio::test]
 async fn a_server_that_refuses_the_settings_is_refused() {
-    let twice = refuses("22023", "no such luck").hears_type(b'Q');
-    let twice = twice.says(error("22023", "no such luck")).ready();
-    for script in [twice, refuses("42501", "no such luck")] {
+    let direct = || Script::new().login().gives_its_process_id().hears_type(b'Q');
+    let no_such_luck = |sqlstate| error(sqlstate, "no such luck");
+    let twice = |script: Script| {
+        script.says(no_such_luck("22023")).ready().hears_type(b'Q').says(no_such_luck("22023"))
+    };
+    for script in [
+        twice(Script::new().login().refuses_calls()).ready(),
+        twice(direct()).ready(),
+        direct().says([set(), no_such_luck("42501")].concat()).ready(),
+        refuses("42501", "no such luck"),
+    ] {
         let script = is_asked_for_its_name(script).says(one_row(&[Some(VERSION)])).ready();
         let error = refusal(script).await;
         assert_error(&error, Unsupported, "refused the settings of the session: no such luck");
@@ -311,18 +429,25 @@ async fn what_a_server_says_in_between_is_no_answer() {
         message(b'A', b"\0\0\0\x07channel\0payload\0"),
     ]
     .concat();
-    let backend = Script::new()
+    let called = Script::new()
         .login()
         .says(aside.clone())
-        .hears_type(b'Q')
-        .says([&aside[..], &row_description(3), &aside, &data_row(&right), &aside].concat())
-        .says([&command_complete()[..], &aside].concat())
+        .hears_type(b'F')
+        .says([&aside[..], &returned(&PROCESS_ID.to_be_bytes()), &aside].concat())
         .ready()
-        .left()
-        .play()
-        .await;
-    let session = backend.connect_session().await.unwrap();
-    assert_eq!(session.level(Key::bigint(1), Mode::Exclusive), 0);
-    drop(session);
-    backend.done().await;
+        .hears_type(b'Q')
+        .says([&aside[..], &set(), &aside, &set()].concat());
+    let asked = Script::new()
+        .login()
+        .says(aside.clone())
+        .refuses_calls()
+        .says([&aside[..], &row_description(3), &aside, &data_row(&right), &aside].concat())
+        .says(command_complete());
+    for script in [called, asked] {
+        let backend = script.says([aside.clone(), ready_for_query()].concat()).left().play().await;
+        let session = backend.connect_session().await.unwrap();
+        assert_eq!(session.level(Key::bigint(1), Mode::Exclusive), 0);
+        drop(session);
+        backend.done().await;
+    }
 }

@@ -34,15 +34,14 @@ fn server_first(text: &str) -> Vec<u8> {
     authentication(11, text.as_bytes())
 }
 
-/// A login with SCRAM, and all that follows until there is a lock.
+/// A login with SCRAM.
+fn proven_login() -> Script {
+    proven().answers(sasl_final(PASSWORD)).says(authentication_ok()).welcome()
+}
+
+/// A login with SCRAM, and all that follows until there is a session.
 fn whole_login() -> Script {
-    proven()
-        .answers(sasl_final(PASSWORD))
-        .says(authentication_ok())
-        .says(parameter_status("server_version", "15.4"))
-        .says(backend_key_data(PROCESS_ID, &SECRET))
-        .ready()
-        .introduction()
+    proven_login().introduction()
 }
 
 #[tokio::test]
@@ -338,8 +337,25 @@ async fn the_servers_refusal_is_told_with_its_code() {
 
 #[tokio::test]
 async fn a_login_that_breaks_off_anywhere_is_an_error() {
-    for beginning in whole_login().without_the_last().beginnings() {
+    for beginning in proven_login().without_the_last().beginnings() {
         for script in [beginning.clone().end_of_file(), beginning.resets()] {
+            let error = refusal_within(Duration::from_secs(15), script).await;
+            assert_error(&error, Connect, "connection");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_breaks_off_while_it_is_set_up_is_an_error() {
+    let logged_in = || Script::new().login();
+    let called = || logged_in().gives_its_process_id();
+    // It may be the call that the server does not bear.
+    let unanswered =
+        [logged_in(), called().without_the_last()].map(|script| script.resets().client_returns());
+    let settings = Script::new().makes_settings().without_the_last().beginnings();
+    let unset = settings.map(|part| called().followed_by(part));
+    for script in unanswered.into_iter().chain(unset) {
+        for script in [script.clone().end_of_file(), script.resets()] {
             let error = refusal_within(Duration::from_secs(15), script).await;
             assert_error(&error, Connect, "connection");
         }
@@ -354,9 +370,14 @@ async fn a_login_that_breaks_off_within_a_message_is_an_error() {
 
 #[tokio::test]
 async fn a_login_that_falls_silent_anywhere_ends_with_the_time_to_connect() {
-    let limit = Duration::from_millis(100);
-    for beginning in whole_login().without_the_last().beginnings() {
-        let error = refusal_within(limit, beginning).await;
+    let logged_in = || Script::new().login();
+    let called = || logged_in().gives_its_process_id();
+    let settings = || Script::new().makes_settings();
+    // Where a call is not answered, it may not have been understood.
+    let unanswered = [logged_in(), called().without_the_last()].map(Script::client_returns);
+    let unset = settings().without_the_last().beginnings().map(|part| called().followed_by(part));
+    for script in proven_login().without_the_last().beginnings().chain(unanswered).chain(unset) {
+        let error = refusal_within(Duration::from_millis(100), script).await;
         assert_error(&error, Timeout, "not connected within 100ms");
     }
 }
@@ -371,8 +392,8 @@ async fn a_server_that_keeps_talking_cannot_hold_the_client_past_its_time() {
         accepted().floods(notice(1000)),
         accepted().floods(parameter_status("server_version", "15.4")),
         accepted().floods(backend_key_data(PROCESS_ID, &SECRET)),
-        Script::new().login().hears_type(b'Q').floods(notice(1000)),
-        Script::new().login().hears_type(b'Q').drips(notice(1000)),
+        Script::new().login().refuses_calls().floods(notice(1000)),
+        Script::new().login().refuses_calls().drips(notice(1000)),
     ] {
         let error = refusal_within(SOON, script).await;
         assert_error(&error, Timeout, "not connected within 300ms");

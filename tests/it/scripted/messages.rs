@@ -110,6 +110,11 @@ pub(crate) fn command_complete() -> Vec<u8> {
     message(b'C', b"SELECT 1\0")
 }
 
+/// The result of `SET`.
+pub(crate) fn set() -> Vec<u8> {
+    message(b'C', b"SET\0")
+}
+
 fn count(items: usize) -> [u8; 2] {
     u16::try_from(items).unwrap().to_be_bytes()
 }

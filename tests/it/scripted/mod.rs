@@ -31,7 +31,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::messages::{
-    authentication_ok, backend_key_data, one_row, parameter_status, ready_for_query,
+    authentication_ok, backend_key_data, error, message, parameter_status, ready_for_query,
+    returned, set,
 };
 
 /// How long anything may take before the test fails: more than any deadline of the library's own that
@@ -53,6 +54,10 @@ pub(crate) const KEY: i64 = 42;
 pub(crate) const LOCK: u32 = 2880;
 pub(crate) const TRY_LOCK: u32 = 2882;
 pub(crate) const UNLOCK: u32 = 2884;
+
+/// The functions that tell what a server is.
+pub(crate) const PG_BACKEND_PID: u32 = 2026;
+pub(crate) const PG_IS_IN_RECOVERY: u32 = 3810;
 
 /// Fails the test if this takes too long.
 pub(crate) async fn timely<T>(work: impl Future<Output = T>) -> T {
@@ -93,6 +98,7 @@ enum Step {
     Resets,
     IsLeft,
     IsLeftAtLast,
+    ClientReturns,
 }
 
 /// Makes a message out of those heard so far.
@@ -121,17 +127,37 @@ impl Script {
         self.says(authentication_ok()).welcome()
     }
 
-    /// What follows when the user is accepted.
+    /// What follows when the user is accepted, by a primary.
     pub(crate) fn welcome(self) -> Self {
         let key = backend_key_data(self.process_id, &self.secret);
-        self.says(parameter_status("server_version", "15.4")).says(key).ready()
+        self.says(parameter_status("server_version", "15.4"))
+            .says(parameter_status("in_hot_standby", "off"))
+            .says(key)
+            .ready()
     }
 
-    /// Answers the question of what the server is.
+    /// Shows that it is PostgreSQL, with nothing before it, and makes the settings.
     pub(crate) fn introduction(self) -> Self {
-        let process_id = self.process_id.to_string();
-        let row = one_row(&[Some(VERSION), Some("false"), Some(&process_id), Some("0")]);
-        self.hears_type(b'Q').says(row).ready()
+        self.gives_its_process_id().makes_settings()
+    }
+
+    /// Answers a call of [`PG_BACKEND_PID`].
+    pub(crate) fn gives_its_process_id(self) -> Self {
+        let process_id = self.process_id.to_be_bytes();
+        self.hears_bytes(call_without_arguments(PG_BACKEND_PID)).says(returned(&process_id)).ready()
+    }
+
+    /// Runs a query of several statements.
+    pub(crate) fn makes_settings(self) -> Self {
+        self.hears_type(b'Q').says(set()).says(set()).ready()
+    }
+
+    /// Refuses function calls, and hears the question that is asked instead.
+    pub(crate) fn refuses_calls(self) -> Self {
+        self.hears_type(b'F')
+            .says(error("0A000", "no function calls here"))
+            .ready()
+            .hears_type(b'Q')
     }
 
     pub(crate) fn ready(self) -> Self {
@@ -241,6 +267,11 @@ impl Script {
         self.then(Step::IsLeftAtLast)
     }
 
+    /// The client closes its socket, and connects anew.
+    pub(crate) fn client_returns(self) -> Self {
+        self.left_at_last().then(Step::ClientReturns)
+    }
+
     /// The client says goodbye, and waits for the end.
     pub(crate) fn terminated(self) -> Self {
         self.hears_bytes(b"X\0\0\0\x04".to_vec()).end_of_file().left()
@@ -253,8 +284,9 @@ impl Script {
     }
 
     /// Each beginning of this script, from nothing to the whole.
-    pub(crate) fn beginnings(&self) -> impl Iterator<Item = Self> {
-        (0..=self.steps.len()).map(|end| Self { steps: self.steps[..end].to_vec(), ..self.clone() })
+    pub(crate) fn beginnings(self) -> impl Iterator<Item = Self> {
+        (0..=self.steps.len())
+            .map(move |end| Self { steps: self.steps[..end].to_vec(), ..self.clone() })
     }
 
     /// This script without its last step.
@@ -288,11 +320,16 @@ impl Script {
     }
 }
 
+/// The call of a function that takes nothing.
+pub(crate) fn call_without_arguments(function: u32) -> Vec<u8> {
+    message(b'F', &[&function.to_be_bytes()[..], &[0, 1, 0, 1, 0, 0, 0, 1]].concat())
+}
+
 fn function_call(function: u32) -> Vec<u8> {
     // One argument format, binary; one argument, of 8 bytes; the result in binary.
     let body =
         [&function.to_be_bytes()[..], &[0, 1, 0, 1, 0, 1, 0, 0, 0, 8], &KEY.to_be_bytes(), &[0, 1]];
-    messages::message(b'F', &body.concat())
+    message(b'F', &body.concat())
 }
 
 /// What the test and the play tell each other, so that neither has to guess where the other is.
@@ -377,6 +414,7 @@ async fn play(script: Script, listener: TcpListener, signs: Arc<Signs>) {
     let mut stage = Stage {
         stream: Some(first.stream),
         heard: vec![first.packet],
+        sessions,
         cancels,
         open_cancels: VecDeque::new(),
         cancel_key: key,
@@ -392,7 +430,7 @@ async fn play(script: Script, listener: TcpListener, signs: Arc<Signs>) {
         }
     }
     stage.door.abort();
-    assert!(sessions.try_recv().is_err(), "the client connected a second time");
+    assert!(stage.sessions.try_recv().is_err(), "the client connected a second time");
     assert!(stage.cancels.try_recv().is_err(), "a CancelRequest came that is not in the script");
 }
 
@@ -436,6 +474,7 @@ struct Stage {
     /// Until it is reset.
     stream: Option<TcpStream>,
     heard: Vec<Vec<u8>>,
+    sessions: UnboundedReceiver<Guest>,
     cancels: UnboundedReceiver<Guest>,
     open_cancels: VecDeque<TcpStream>,
     cancel_key: Vec<u8>,
@@ -503,6 +542,13 @@ impl Stage {
             Step::IsLeft => self.be_left().await,
             Step::IsLeftAtLast => {
                 while self.be_left().await.is_err() {}
+                Ok(())
+            }
+            Step::ClientReturns => {
+                let Guest { stream, packet } =
+                    self.sessions.recv().await.ok_or("no client came")?;
+                self.heard.push(packet);
+                self.stream = Some(stream);
                 Ok(())
             }
         }
@@ -610,6 +656,7 @@ impl fmt::Display for Step {
             Self::Resets => f.write_str("resets the connection"),
             Self::IsLeft => f.write_str("is left"),
             Self::IsLeftAtLast => f.write_str("is left at last"),
+            Self::ClientReturns => f.write_str("is visited again"),
         }
     }
 }
