@@ -74,15 +74,20 @@ pub fn query(sql: &str, out: &mut Vec<u8>) {
 /// `FunctionCall`: runs the function with this object identifier, without parsing or planning.
 /// Arguments and result are binary.
 pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: &mut Vec<u8>) {
-    frame(b'F', out, |out| {
-        out.put_u32(function);
-        out.put_slice(&ONE_FORMAT_BINARY);
-        out.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
-        for argument in arguments {
-            length_prefixed_field(argument, out);
-        }
-        out.put_u16(BINARY);
-    });
+    let arguments_bytes: usize = arguments.iter().map(|argument| 4 + argument.len()).sum();
+    // As one piece: each that is written to a vector on its own looks first whether there is room.
+    let mut head = [0; 15];
+    let mut rest = head.as_mut_slice();
+    rest.put_u8(b'F');
+    rest.put_u32(u32::try_from(16 + arguments_bytes).unwrap_or(u32::MAX));
+    rest.put_u32(function);
+    rest.put_slice(&ONE_FORMAT_BINARY);
+    rest.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
+    out.put_slice(&head);
+    for argument in arguments {
+        length_prefixed_field(argument, out);
+    }
+    out.put_u16(BINARY);
 }
 
 /// `Terminate`: ends the session; the server releases its locks and then closes the socket.
