@@ -594,9 +594,13 @@ impl Session {
 
     /// Hands the wire to a task, if a request is under way on it that nobody waits for.
     fn settle_elsewhere(&mut self) {
-        if !matches!(&mut self.place, Place::Here(wire) if wire.is_busy()) {
-            return;
+        if matches!(&self.place, Place::Here(wire) if wire.is_busy()) {
+            self.hand_over();
         }
+    }
+
+    #[cold]
+    fn hand_over(&mut self) {
         let (give_back, returning) = oneshot::channel();
         if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
             // If the session is gone too by then, the wire is dropped, and its socket closed.
