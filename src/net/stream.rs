@@ -103,12 +103,25 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
+    /// Tries before it asks to be woken: a request always fits, unless the peer has stopped reading.
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(&mut *self, socket => Pin::new(socket).poll_write(cx, buf))
+        let written = match &*self {
+            Self::Tcp(socket) => socket.try_write(buf),
+            #[cfg(unix)]
+            Self::Unix(socket) => socket.try_write(buf),
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                each!(&mut *self, socket => Pin::new(socket).poll_write(cx, buf))
+            }
+            written => Poll::Ready(written),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -27,6 +27,12 @@ const READ_BYTES: usize = 512;
 /// A buffer of more bytes than this is given back once it is empty.
 const KEPT_BYTES_MAX: usize = 16 << 10;
 
+/// What nearly every call is answered with: `FunctionCallResponse`, and `ReadyForQuery` outside a
+/// transaction.
+const VOID_AND_READY: &[u8] = b"V\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+const FALSE_AND_READY: &[u8] = b"V\0\0\0\x09\0\0\0\x01\0Z\0\0\0\x05I";
+const TRUE_AND_READY: &[u8] = b"V\0\0\0\x09\0\0\0\x01\x01Z\0\0\0\x05I";
+
 /// The bytes received and not yet taken as messages.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
@@ -92,13 +98,17 @@ impl Frames {
     /// boolean, and `ReadyForQuery` outside a transaction.
     pub(super) fn take_call_answer(&mut self) -> Option<CallResult> {
         self.discard_taken();
-        let result = match self.pending() {
-            [b'V', 0, 0, 0, 8, 0, 0, 0, 0, b'Z', 0, 0, 0, 5, b'I'] => CallResult::Void,
-            [b'V', 0, 0, 0, 9, 0, 0, 0, 1, 0, b'Z', 0, 0, 0, 5, b'I'] => CallResult::False,
-            [b'V', 0, 0, 0, 9, 0, 0, 0, 1, 1, b'Z', 0, 0, 0, 5, b'I'] => CallResult::True,
-            _ => return None,
+        let answer = self.pending();
+        let result = if answer == TRUE_AND_READY {
+            CallResult::True
+        } else if answer == VOID_AND_READY {
+            CallResult::Void
+        } else if answer == FALSE_AND_READY {
+            CallResult::False
+        } else {
+            return None;
         };
-        self.taken = self.pending().len();
+        self.taken = answer.len();
         self.discard_taken();
         Some(result)
     }

@@ -7,8 +7,11 @@ pub(super) const PROTOCOL_VERSION: u32 = 3 << 16;
 const CANCEL_REQUEST_CODE: u32 = 80_877_102;
 const SSL_REQUEST_CODE: u32 = 80_877_103;
 
-/// Room that is made at once for a message: enough for every call.
+/// Room that is made at once for a message.
 const SHORT_FRAME_BYTES: usize = 48;
+
+/// What a call has before its arguments: type, length, function, their format, and how many they are.
+const CALL_HEAD_BYTES: usize = 1 + 4 + 4 + 4 + 2;
 
 /// Parameters and results in binary, not as text.
 const BINARY: u16 = 1;
@@ -74,15 +77,21 @@ pub fn query(sql: &str, out: &mut Vec<u8>) {
 /// `FunctionCall`: runs the function with this object identifier, without parsing or planning.
 /// Arguments and result are binary.
 pub fn function_call<const N: usize>(function: u32, arguments: [&[u8]; N], out: &mut Vec<u8>) {
-    frame(b'F', out, |out| {
-        out.put_u32(function);
-        out.put_slice(&ONE_FORMAT_BINARY);
-        out.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
-        for argument in arguments {
-            length_prefixed_field(argument, out);
-        }
-        out.put_u16(BINARY);
-    });
+    let arguments_bytes: usize = arguments.iter().map(|argument| 4 + argument.len()).sum();
+    let length = CALL_HEAD_BYTES - 1 + arguments_bytes + 2;
+    // In one piece, as it is nearly all of the message: a vector is asked for room but once.
+    let mut head = [0; CALL_HEAD_BYTES];
+    let mut rest = head.as_mut_slice();
+    rest.put_u8(b'F');
+    rest.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    rest.put_u32(function);
+    rest.put_slice(&ONE_FORMAT_BINARY);
+    rest.put_u16(u16::try_from(N).unwrap_or(u16::MAX));
+    out.put_slice(&head);
+    for argument in arguments {
+        length_prefixed_field(argument, out);
+    }
+    out.put_u16(BINARY);
 }
 
 /// `Terminate`: ends the session; the server releases its locks and then closes the socket.
@@ -163,6 +172,12 @@ mod tests {
         assert_eq!(
             written(|out| function_call(2882, [&key], out)),
             b"F\0\0\0\x1c\0\0\x0b\x42\0\x01\0\x01\0\x01\0\0\0\x08\0\0\0\0\0\0\0\x07\0\x01"
+        );
+        let [class, object] = [1_i32, -1].map(i32::to_be_bytes);
+        assert_eq!(
+            written(|out| function_call(2888, [&class, &object], out)),
+            b"F\0\0\0\x20\0\0\x0b\x48\0\x01\0\x01\0\x02\
+              \0\0\0\x04\0\0\0\x01\0\0\0\x04\xff\xff\xff\xff\0\x01"
         );
     }
 }

@@ -278,17 +278,17 @@ impl Machine {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        let asked = Asked { ask, answer: None, answer_by: now + ANSWER_WITHIN, wanted: true };
-        let until = asked.until();
-        let takes = matches!(asked.ask, Ask::Lock(..) | Ask::TryLock(_));
+        let answer_by = now + ANSWER_WITHIN;
+        let until = ask.until(answer_by);
+        let takes = matches!(ask, Ask::Lock(..) | Ask::TryLock(_));
         self.state = match &self.means {
             Means::Transaction { begin, .. } if takes => {
                 self.connection.script(begin)?;
-                State::Opening(asked)
+                State::Opening(Asked::new(ask, answer_by))
             }
             _ => {
-                self.send(&asked.ask)?;
-                State::Asked(asked)
+                self.send(&ask)?;
+                State::Asked(Asked::new(ask, answer_by))
             }
         };
         Ok(until)
@@ -477,7 +477,7 @@ impl Machine {
             State::Asked(asked @ Asked { ask: Ask::Lock(..), answer: None, .. })
             | State::Opening(
                 asked @ Asked { ask: Ask::Lock(..), answer: None, wanted: true, .. },
-            ) => Ok(Action::Wait { until: asked.until() }),
+            ) => Ok(Action::Wait { until: asked.ask.until(asked.answer_by) }),
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
@@ -559,6 +559,14 @@ impl Ask {
         }
     }
 
+    /// When something is due if there is no answer.
+    fn until(&self, answer_by: Instant) -> Option<Instant> {
+        match self {
+            Self::Lock(_, until) => *until,
+            _ => Some(answer_by),
+        }
+    }
+
     /// What follows from what the function returned, if nothing is to be done about it.
     fn plain_outcome(&self, result: CallResult) -> Option<Outcome> {
         match (self, result) {
@@ -589,12 +597,8 @@ impl State {
 }
 
 impl Asked {
-    /// When something is due if there is no answer.
-    fn until(&self) -> Option<Instant> {
-        match self.ask {
-            Ask::Lock(_, until) => until,
-            _ => Some(self.answer_by),
-        }
+    fn new(ask: Ask, answer_by: Instant) -> Self {
+        Self { ask, answer: None, answer_by, wanted: true }
     }
 
     /// A wait takes as long as it takes, and so may its answer come at any time: what ends the answer

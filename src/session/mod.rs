@@ -27,9 +27,9 @@ mod simulation;
 mod wire;
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -513,23 +513,28 @@ impl Session {
 
     /// Waits for the wire, if a dropped request is still being settled on it. Whether the session is
     /// alive shows when the server is asked next.
-    async fn settled(&mut self) -> Result<()> {
-        if matches!(&self.place, Place::Here(wire) if !wire.is_busy()) {
-            return Ok(());
-        }
+    fn settled(&mut self) -> impl Future<Output = Result<()>> {
+        poll_fn(|cx| match &self.place {
+            Place::Here(wire) if !wire.is_busy() => Poll::Ready(Ok(())),
+            _ => self.poll_settled(cx),
+        })
+    }
+
+    #[cold]
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         // A future that was forgotten instead of dropped leaves its request behind.
         self.settle_elsewhere();
         if let Place::Away(returning) = &mut self.place {
-            let returned = returning.await.unwrap_or_else(|_| Err(abandoned()));
-            match returned {
+            let returned = ready!(Pin::new(returning).poll(cx));
+            match returned.unwrap_or_else(|_| Err(abandoned())) {
                 Ok(wire) => self.place = Place::Here(wire),
-                Err(error) => return Err(self.gone(error)),
+                Err(error) => return Poll::Ready(Err(self.gone(error))),
             }
         }
-        match &self.place {
+        Poll::Ready(match &self.place {
             Place::Gone(error) => Err(error.clone()),
             Place::Here(_) | Place::Away(_) => Ok(()),
-        }
+        })
     }
 
     /// As [`settled`](Self::settled), and looks whether the session is alive as far as can be seen without
@@ -567,37 +572,22 @@ impl Session {
     }
 
     /// Sends a request and sees it through.
-    async fn perform(&mut self, ask: Ask, wait: Option<&Cancellable>) -> Result<Outcome> {
+    fn perform<'a>(&'a mut self, ask: Ask, wait: Option<&'a Cancellable>) -> Attempt<'a> {
         if let Ask::Unlock(lock) = &ask {
             self.books.strike(*lock);
         }
-        let mut ask = Some(ask);
-        let attempt = Attempt(self);
-        let outcome = poll_fn(|cx| {
-            let Place::Here(wire) = &mut attempt.0.place else {
-                return Poll::Ready(Err(abandoned()));
-            };
-            let is_cancelled = wait.is_some_and(|wait| wait.poll_asked(cx));
-            if let Some(ask) = ask.take() {
-                let polled = wire.poll_ask(ask, cx);
-                if polled.is_ready() || !is_cancelled {
-                    return polled;
-                }
-            }
-            if is_cancelled {
-                wire.cancel();
-            }
-            wire.poll_outcome(cx)
-        })
-        .await;
-        outcome.map_err(|error| attempt.0.gone(error))
+        Attempt { session: self, ask: Some(ask), wait }
     }
 
     /// Hands the wire to a task, if a request is under way on it that nobody waits for.
     fn settle_elsewhere(&mut self) {
-        if !matches!(&mut self.place, Place::Here(wire) if wire.is_busy()) {
-            return;
+        if matches!(&self.place, Place::Here(wire) if wire.is_busy()) {
+            self.hand_over();
         }
+    }
+
+    #[cold]
+    fn hand_over(&mut self) {
         let (give_back, returning) = oneshot::channel();
         if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
             // If the session is gone too by then, the wire is dropped, and its socket closed.
@@ -642,11 +632,44 @@ impl Session {
 
 /// A request that is under way. Dropped before its outcome is known, it hands the wire to a task that
 /// settles it.
-struct Attempt<'a>(&'a mut Session);
+struct Attempt<'a> {
+    session: &'a mut Session,
+    /// What is still to be asked for.
+    ask: Option<Ask>,
+    wait: Option<&'a Cancellable>,
+}
+
+impl Attempt<'_> {
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        let Place::Here(wire) = &mut self.session.place else {
+            return Poll::Ready(Err(abandoned()));
+        };
+        let is_cancelled = self.wait.is_some_and(|wait| wait.poll_asked(cx));
+        if let Some(ask) = self.ask.take() {
+            let polled = wire.poll_ask(ask, cx);
+            if polled.is_ready() || !is_cancelled {
+                return polled;
+            }
+        }
+        if is_cancelled {
+            wire.cancel();
+        }
+        wire.poll_outcome(cx)
+    }
+}
+
+impl Future for Attempt<'_> {
+    type Output = Result<Outcome>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        let outcome = self.poll_outcome(cx);
+        outcome.map_err(|error| self.session.gone(error))
+    }
+}
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.0.settle_elsewhere();
+        self.session.settle_elsewhere();
     }
 }
 

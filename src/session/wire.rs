@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -244,8 +245,8 @@ impl Wire {
 
     /// Whether bytes have come.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<bool> {
-        let mut bytes = [0; READ_BYTES];
-        let mut read = ReadBuf::new(&mut bytes);
+        let mut bytes = [MaybeUninit::uninit(); READ_BYTES];
+        let mut read = ReadBuf::uninit(&mut bytes);
         match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
             Poll::Ready(Ok(())) if read.filled().is_empty() => Err(self.ended()),
             Poll::Ready(Ok(())) => {
