@@ -218,6 +218,7 @@ impl Lock {
     }
 
     /// Completes when the session is gone, with the reason. Until then what is held stays held.
+    /// Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
     ///
     /// # Cancel safety
     ///
@@ -238,7 +239,8 @@ impl Lock {
     }
 
     /// Runs the work for as long as the lock's session lives: if it is lost first, the work is
-    /// dropped and the reason returned.
+    /// dropped and the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has
+    /// one.
     ///
     /// # Errors
     ///

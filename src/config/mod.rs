@@ -182,6 +182,7 @@ pub struct Config {
     options: Options,
     connect_timeout: Option<Duration>,
     orphan_timeout: Duration,
+    lease: Option<Duration>,
     keepalive: KeepaliveWishes,
     sslmode: Option<SslMode>,
     tls: TlsWishes,
@@ -227,6 +228,7 @@ impl Config {
             options: Options::default(),
             connect_timeout: Some(Duration::from_secs(30)),
             orphan_timeout: Duration::from_secs(30),
+            lease: None,
             keepalive: KeepaliveWishes::default(),
             sslmode: None,
             tls: TlsWishes::default(),
@@ -432,6 +434,51 @@ impl Config {
         self
     }
 
+    /// For how long the server keeps a session, and its locks, from which nothing is heard: a *lease*,
+    /// which answered requests renew. From 1 second to 24 hours in whole milliseconds; off by default.
+    ///
+    /// Without a lease, the locks of a process that is frozen (stopped, swapped out, its virtual machine
+    /// paused) are kept for as long as its host answers the network. With one, the server ends a session
+    /// that has been silent for this long, and its holder knows before that: a session is lost, here, a
+    /// tenth of the time earlier. The holder counts from the moment when it *sent* the last request that
+    /// was answered, and the server from its answer, which is later. So the tenth is for the clocks,
+    /// which differ by no more than a thousandth where they are kept by NTP, and for what the holder
+    /// still has to do.
+    ///
+    /// - While [`hold`](crate::Lock::hold) or [`lost`](crate::Lock::lost) is awaited, a heartbeat is sent
+    ///   every third of the time. Otherwise any other request does for one, and a session that makes
+    ///   none ends, whether it holds anything or not.
+    /// - A wait for a lock is not silent, however long it takes. Its end is confirmed by a heartbeat.
+    /// - A process that is frozen between looking at its lock and acting on that acts too late all the
+    ///   same. Fencing tokens are made for that: see [`Fence`](crate::Fence).
+    ///
+    /// # Errors
+    ///
+    /// Servers before PostgreSQL 14 are refused when connecting, with
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported), unless locks are held in transactions
+    /// (see [`Pooler`]).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use pglock::{Config, Lock};
+    ///
+    /// # async fn example() -> pglock::Result<()> {
+    /// let mut config = Config::from_env()?;
+    /// config.lease(Duration::from_secs(10));
+    /// let mut lock = Lock::connect(&config, "nightly-report").await?;
+    /// lock.lock().await?;
+    /// lock.hold(async { /* no longer than the lock is certain */ }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lease(&mut self, ttl: Duration) -> &mut Self {
+        self.lease = Some(ttl);
+        self
+    }
+
     /// Whether to encrypt the connection, and what to demand of the server's certificate.
     pub fn sslmode(&mut self, mode: SslMode) -> &mut Self {
         self.sslmode = Some(mode);
@@ -544,6 +591,7 @@ impl fmt::Debug for Config {
             .field("options", &self.options)
             .field("connect_timeout", &self.connect_timeout)
             .field("orphan_timeout", &self.orphan_timeout)
+            .field("lease", &self.lease)
             .field("keepalive", &self.keepalive)
             .field("sslmode", &self.sslmode)
             .field("tls", &self.tls)

@@ -38,6 +38,7 @@ pub(crate) struct Resolved {
     pub(crate) connect_timeout: Option<Duration>,
     /// Whole seconds, from [`ORPHAN_TIMEOUT_MIN`] to [`ORPHAN_TIMEOUT_MAX`].
     pub(crate) orphan_timeout: Duration,
+    pub(crate) lease: Option<Duration>,
     pub(crate) keepalive: KeepaliveWishes,
     pub(crate) tls: TlsOptions,
     pub(crate) channel_binding: ChannelBindingPolicy,
@@ -103,6 +104,9 @@ pub(crate) struct HandshakeOptions {
 const ORPHAN_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 /// Systems give up by themselves after about two hours: more than a day is a mistake in the unit.
 const ORPHAN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// A heartbeat every third of it has to have its time, and so has what a holder does in its last tenth.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Config {
     /// Checks the settings and fills in what was left out. The operating system's user, the password
@@ -135,6 +139,7 @@ impl Config {
             startup_options: self.options.startup.clone(),
             connect_timeout: self.connect_timeout,
             orphan_timeout: self.orphan_timeout,
+            lease: self.lease,
             keepalive: self.keepalive,
             tls,
             channel_binding: self.channel_binding,
@@ -151,7 +156,7 @@ impl Config {
         let hosts = || self.hosts.iter().flatten().try_for_each(Host::check);
         let ports =
             || if self.ports.contains(&Some(0)) { Err("must not be 0".into()) } else { Ok(()) };
-        let checks: [(&str, Result<(), Problem>); 9] = [
+        let checks: [(&str, Result<(), Problem>); 10] = [
             ("host", hosts()),
             ("port", ports()),
             ("user", name(&self.user)),
@@ -160,6 +165,7 @@ impl Config {
             ("application_name", text(&self.application_name)),
             ("fallback_application_name", text(&self.fallback_application_name)),
             ("orphan_timeout", check_orphan_timeout(self.orphan_timeout)),
+            ("lease", self.lease.map_or(Ok(()), check_lease)),
             ("sslmode", self.mode().check()),
         ];
         checks
@@ -331,6 +337,15 @@ fn check_orphan_timeout(timeout: Duration) -> Result<(), Problem> {
         return Ok(());
     }
     Err(format!("must be from 4 seconds to 24 hours in whole seconds, and is {timeout:?}").into())
+}
+
+fn check_lease(ttl: Duration) -> Result<(), Problem> {
+    let in_range = (LEASE_MIN..=LEASE_MAX).contains(&ttl);
+    // The server counts in milliseconds.
+    if in_range && ttl.subsec_nanos() % 1_000_000 == 0 {
+        return Ok(());
+    }
+    Err(format!("must be from 1 second to 24 hours in whole milliseconds, and is {ttl:?}").into())
 }
 
 /// The user's name as a login leaves it in the environment.

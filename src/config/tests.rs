@@ -613,6 +613,7 @@ fn every_setter_reaches_the_connection() {
         .application_name("a")
         .connect_timeout(Duration::from_millis(1))
         .orphan_timeout(Duration::from_secs(4))
+        .lease(Duration::from_millis(1001))
         .sslmode(SslMode::Disable)
         .allow_cleartext_password(true);
     let resolved = resolve(&config).unwrap();
@@ -623,6 +624,7 @@ fn every_setter_reaches_the_connection() {
     assert_eq!(resolved.application_name, "a");
     assert_eq!(resolved.connect_timeout, Some(Duration::from_millis(1)));
     assert_eq!(resolved.orphan_timeout, Duration::from_secs(4));
+    assert_eq!(resolved.lease, Some(Duration::from_millis(1001)));
     assert!(resolved.allow_cleartext_password);
     assert_eq!(resolved.tls.mode, SslMode::Disable);
     assert_eq!(only_server(config.password("")).password, None);
@@ -632,7 +634,7 @@ fn every_setter_reaches_the_connection() {
 #[test]
 fn impossible_settings_are_refused_when_connecting() {
     type Change = fn(&mut Config) -> &mut Config;
-    let cases: [(Change, &str); 19] = [
+    let cases: [(Change, &str); 22] = [
         (|config| config.host(""), "host: is empty"),
         (|config| config.host("a,b"), "host: is one host: give several to `hosts`"),
         (|config| config.hosts([("a", 1), ("", 2)]), "host: is empty"),
@@ -655,6 +657,9 @@ fn impossible_settings_are_refused_when_connecting() {
         ),
         (|config| config.orphan_timeout(Duration::from_millis(4500)), "orphan_timeout: must be"),
         (|config| config.orphan_timeout(Duration::from_secs(86_401)), "orphan_timeout: must be"),
+        (|config| config.lease(Duration::from_millis(999)), "lease: must be from 1 second"),
+        (|config| config.lease(Duration::from_micros(1_000_500)), "lease: must be from 1 second"),
+        (|config| config.lease(Duration::from_secs(86_401)), "lease: must be from 1 second"),
     ];
     for (change, expected) in cases {
         let error = resolve(change(&mut Config::new())).err().expect(expected);
@@ -664,6 +669,9 @@ fn impossible_settings_are_refused_when_connecting() {
     }
     for limit in [4, 86_400] {
         assert!(resolve(Config::new().orphan_timeout(Duration::from_secs(limit))).is_ok());
+    }
+    for limit in [1, 86_400] {
+        assert!(resolve(Config::new().lease(Duration::from_secs(limit))).is_ok());
     }
 }
 

@@ -48,6 +48,15 @@ impl Means {
         }
     }
 
+    /// Asks for no more than an answer, which is `false`.
+    pub(super) fn heartbeat(&self, connection: &mut Connection) -> Result<(), NotReady> {
+        match self {
+            Self::Calls => connection.call(PG_IS_IN_RECOVERY, []),
+            Self::Queries { .. } | Self::Transaction { .. } => connection
+                .query("SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"),
+        }
+    }
+
     /// The process that has to answer, where the answer says which does.
     pub(super) fn process_id(&self) -> Option<i32> {
         match self {
@@ -63,6 +72,10 @@ impl Means {
             && connection.transaction_status() != TransactionStatus::Idle
     }
 }
+
+/// The functions that say what a server process is, by their object identifiers (`pg_proc.dat`).
+pub(super) const PG_BACKEND_PID: u32 = 2026;
+pub(super) const PG_IS_IN_RECOVERY: u32 = 3810;
 
 /// What can be done with a lock. Each has a function of its own for each mode and kind of key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,8 +20,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::introduction::{Introduction, Unfit, client_keepalive};
+use super::lease::Lease;
 use super::login::log_in;
-use super::wire::{Peer, Wire};
+use super::machine::Machine;
+use super::wire::{self, Peer, Wire};
 use crate::config::{Config, Host, LoadBalance, Resolved, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
@@ -244,11 +246,14 @@ async fn open(
                 });
             }
         };
+        let told = wire::now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };
         if let Some(means) = introduction.take_place(&mut dialogue).await? {
             let cancel_key = identity.cancel_key;
             let peer = Peer { name: Arc::clone(name), route, cancel_key };
-            return Ok(Wire::new(dialogue.stream, dialogue.connection, means, peer));
+            let lease = config.lease.map(|ttl| Lease::new(ttl, told));
+            let machine = Machine::new(dialogue.connection, means, lease, told);
+            return Ok(Wire::new(dialogue.stream, machine, peer));
         }
     }
     Err(Error::new(ErrorKind::Connect, "the server does not answer").into())

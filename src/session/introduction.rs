@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::advisory::Means;
+use super::advisory::{Means, PG_BACKEND_PID, PG_IS_IN_RECOVERY};
 use super::dialogue::{Dialogue, Reply};
 use super::machine::{OPERATOR_INTERVENTION, Row};
 use crate::config::{KeepaliveWishes, Pooler, Resolved};
@@ -95,6 +95,25 @@ impl Introduction<'_> {
         self.server.server_version.as_deref().and_then(major_version).unwrap_or(0)
     }
 
+    fn settings(&self) -> Vec<Setting> {
+        settings(self.version(), self.config.orphan_timeout, self.config.lease)
+    }
+
+    /// Where the session holds the locks, a server before 14 does not mind its silence.
+    fn check_lease(&self) -> Result<()> {
+        if self.config.lease.is_none() || self.version() >= LEASES_SINCE {
+            return Ok(());
+        }
+        let version = self.server.server_version.as_deref().unwrap_or("unknown");
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "a lease needs PostgreSQL 14 or later, and the server's version is {version}; leave \
+                 Config::lease off, or have locks held in transactions by Config::pooler"
+            ),
+        ))
+    }
+
     fn process_id(&self) -> i32 {
         self.server.cancel_key.process_id()
     }
@@ -108,7 +127,8 @@ impl Introduction<'_> {
             return Err(Unfit::Standby);
         }
         let sql = |settings: &[Setting]| direct_settings(self.config, settings, self.comment);
-        let mut settings = settings(self.version(), self.config.orphan_timeout);
+        self.check_lease()?;
+        let mut settings = self.settings();
         let Err(error) = dialogue.script(&sql(&settings)).await? else { return Ok(()) };
         if !is_worth_another_try(&error, &mut settings) {
             return Err(unprepared(dialogue, error).await.into());
@@ -121,7 +141,7 @@ impl Introduction<'_> {
 
     /// Makes the settings and asks what the server is, in one query.
     async fn by_query(&self, dialogue: &mut Dialogue) -> Result<Means, Unfit> {
-        let mut settings = settings(self.version(), self.config.orphan_timeout);
+        let mut settings = self.settings();
         let row = match self.ask(dialogue, &settings, self.process_id()).await? {
             Err(error) if is_worth_another_try(&error, &mut settings) => {
                 self.ask(dialogue, &settings, self.process_id()).await?
@@ -142,6 +162,7 @@ impl Introduction<'_> {
         let begin = begin(self.config, &settings);
         let means = means(self.config.pooler, self.process_id(), answering, begin)?;
         if let Means::Queries { process_id } = means {
+            self.check_lease()?;
             if process_id != self.process_id() {
                 if let Err(error) = self.ask(dialogue, &settings, process_id).await? {
                     return Err(unprepared(dialogue, error).await.into());
@@ -232,11 +253,10 @@ async fn unprepared(dialogue: &mut Dialogue, error: ServerError) -> Error {
     Error::new(ErrorKind::Unsupported, message).with_server(error)
 }
 
-/// The functions that are called, by their object identifiers (`pg_proc.dat`).
-const PG_BACKEND_PID: u32 = 2026;
-const PG_IS_IN_RECOVERY: u32 = 3810;
 /// The first major version of which it is known that all of this holds.
 const CALLED_SINCE: u32 = 12;
+/// The first major version that ends sessions for being silent outside of a transaction.
+const LEASES_SINCE: u32 = 14;
 /// How long a function call may take until it counts as ignored, where `connect_timeout` leaves that.
 const CALL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -251,9 +271,9 @@ type Setting = (&'static str, String);
 ///
 /// A host that vanished keeps its lock until the server notices, by default for about two hours: the
 /// server is told to look more often.
-fn settings(version: u32, orphan_timeout: Duration) -> Vec<Setting> {
+fn settings(version: u32, orphan_timeout: Duration, lease: Option<Duration>) -> Vec<Setting> {
     let keepalive = server_keepalive(orphan_timeout);
-    let mut settings = timeouts(version);
+    let mut settings = timeouts(version, lease);
     settings.extend(since(
         version,
         [
@@ -267,16 +287,18 @@ fn settings(version: u32, orphan_timeout: Duration) -> Vec<Setting> {
     settings
 }
 
-/// The timeouts that may end a wait or a holder, by the defaults of a role or a database: reset.
-fn timeouts(version: u32) -> Vec<Setting> {
+/// The timeouts that may end a wait or a holder, by the defaults of a role or a database: reset, but for
+/// what a lease wants of them.
+fn timeouts(version: u32, lease: Option<Duration>) -> Vec<Setting> {
     let off = || String::from("0");
+    let silence = || lease.unwrap_or_default().as_millis().to_string();
     since(
         version,
         [
             (0, "statement_timeout", off()),
             (0, "lock_timeout", off()),
-            (0, "idle_in_transaction_session_timeout", off()),
-            (14, "idle_session_timeout", off()),
+            (0, "idle_in_transaction_session_timeout", silence()),
+            (LEASES_SINCE, "idle_session_timeout", silence()),
             (17, "transaction_timeout", off()),
         ],
     )
@@ -463,7 +485,10 @@ mod tests {
     #[test]
     fn only_settings_that_the_version_has_are_made() {
         let names = |version| -> Vec<_> {
-            settings(version, Duration::from_secs(30)).into_iter().map(|(name, _)| name).collect()
+            settings(version, Duration::from_secs(30), None)
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect()
         };
         assert!(!names(13).contains(&"idle_session_timeout"));
         assert!(names(14).contains(&"idle_session_timeout"));

@@ -12,6 +12,9 @@
 //! any ── FATAL, end of file, a violation, or too long a silence ──▶ Over
 //! ```
 //!
+//! Under a [lease](super::lease), an outcome that may be too old goes through `Asked` once more, to be
+//! confirmed by a heartbeat; which is a request like others, otherwise.
+//!
 //! Where locks are held in transactions, `Opening` stands between `Idle` and `Asked`: a transaction is
 //! opened for the lock, which may have to wait for a pooler. Settling then ends that transaction.
 //!
@@ -35,6 +38,7 @@
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
+use super::lease::Lease;
 use crate::error::ServerError;
 use crate::fence::Fence;
 use crate::protocol::{CallResult, Connection, Event, NotReady, ProtocolError, TransactionStatus};
@@ -78,6 +82,11 @@ pub(crate) enum Ask {
     Unlock(LockId),
     /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
     Fence { lock: LockId, held: Held },
+    /// Gives a sign of life, and wants one.
+    Heartbeat,
+    /// The same, after a request whose outcome took too long to be certain. Unless somebody still wants it,
+    /// this lock must not be held in the end.
+    Confirm(Option<LockId>, Box<Outcome>),
 }
 
 /// Whether a lock is in the books already.
@@ -102,6 +111,8 @@ pub(crate) enum Outcome {
     Row(Row),
     /// The server reported an error. The lock that was asked for is not held.
     Failed(ServerError),
+    /// The session stands.
+    Alive,
 }
 
 /// A row of texts, `None` for null.
@@ -139,6 +150,8 @@ pub(crate) enum Loss {
     Unreleased(ServerError),
     /// The server does not hold a lock that the books say it holds.
     NotHeld(LockId),
+    /// Too long a silence for a lease of this length.
+    Expired(Duration),
 }
 
 /// The state machine of the requests of one session.
@@ -146,6 +159,9 @@ pub(crate) enum Loss {
 pub(crate) struct Machine {
     connection: Connection,
     means: Means,
+    lease: Option<Lease>,
+    /// When the last request was sent.
+    sent: Instant,
     state: State,
     last_words: Option<ServerError>,
 }
@@ -230,12 +246,18 @@ enum Answer {
 }
 
 impl Machine {
-    /// Takes over a connection whose login is complete, and holds locks by these means.
-    pub(crate) fn new(mut connection: Connection, means: Means) -> Self {
+    /// Takes over a connection whose login is complete, and holds locks by these means; for as long as a
+    /// lease lasts, if there is one.
+    pub(crate) fn new(
+        mut connection: Connection,
+        means: Means,
+        lease: Option<Lease>,
+        now: Instant,
+    ) -> Self {
         if let Means::Transaction { .. } = means {
             connection.expect_transactions();
         }
-        Self { connection, means, state: State::Idle, last_words: None }
+        Self { connection, means, lease, sent: now, state: State::Idle, last_words: None }
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
@@ -262,6 +284,29 @@ impl Machine {
         self.means != Means::Calls
     }
 
+    /// When to give a sign of life, where that is wanted.
+    pub(crate) fn heartbeat_due(&self) -> Option<Instant> {
+        self.running_lease().map(Lease::heartbeat_due)
+    }
+
+    /// Whether nothing was heard for too long. Only between requests: while one is under way, the server
+    /// does not count.
+    pub(crate) fn check_lease(&self, now: impl FnOnce() -> Instant) -> Result<(), Loss> {
+        match self.running_lease() {
+            Some(lease) if self.is_idle() && lease.ends_at() <= now() => {
+                Err(Loss::Expired(lease.ttl()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The lease, unless locks are held in transactions and none is open.
+    fn running_lease(&self) -> Option<&Lease> {
+        self.lease
+            .as_ref()
+            .filter(|_| !self.holds_one_lock() || self.means.is_open(&self.connection))
+    }
+
     /// The last warning that the session may be about to end. A server that restarts because one of its
     /// processes crashed says no more than that.
     pub(crate) fn last_words(&mut self) -> Option<ServerError> {
@@ -278,7 +323,8 @@ impl Machine {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        let answer_by = now + ANSWER_WITHIN;
+        self.sent = now;
+        let answer_by = self.answer_by(&ask, now);
         let until = ask.until(answer_by);
         let takes = matches!(ask, Ask::Lock(..) | Ask::TryLock(_));
         self.state = match &self.means {
@@ -294,12 +340,23 @@ impl Machine {
         Ok(until)
     }
 
+    /// When the server has to have answered.
+    fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
+        let latest = now + ANSWER_WITHIN;
+        match (ask, &self.lease) {
+            (Ask::Heartbeat, Some(lease)) => latest.min(lease.ends_at()),
+            (Ask::Confirm(..), Some(lease)) => latest.min(now + lease.certain_for()),
+            _ => latest,
+        }
+    }
+
     fn send(&mut self, ask: &Ask) -> Result<(), NotReady> {
         let (function, lock) = match ask {
             Ask::Lock(lock, _) => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
+            Ask::Heartbeat | Ask::Confirm(..) => return self.means.heartbeat(&mut self.connection),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -327,6 +384,9 @@ impl Machine {
     /// after it. For everything else there is [`poll`](Self::poll), which needs to know the time.
     pub(crate) fn take_outcome(&mut self) -> Option<Outcome> {
         let State::Asked(asked @ Asked { answer: None, .. }) = &mut self.state else { return None };
+        if self.lease.is_some() {
+            return None;
+        }
         let result = self.connection.take_call_result()?;
         match asked.ask.plain_outcome(result) {
             Some(outcome) if asked.wanted => {
@@ -360,13 +420,21 @@ impl Machine {
             match state.answered(&self.means, now)? {
                 Next::Stay(state) => self.state = state,
                 Next::Begun(asked, process_id) => self.go_on(asked, process_id, now)?,
-                Next::Settle(settling) => self.settle(settling)?,
-                Next::Done(lock, outcome) if self.leaves_transaction(&outcome) => {
-                    self.settle(Settling::unwanted(lock, outcome, now))?;
+                Next::Settle(settling) => self.settle(settling, now)?,
+                Next::Done(Some(lock), outcome) if self.leaves_transaction(&outcome) => {
+                    self.settle(Settling::unwanted(lock, outcome, now), now)?;
                 }
-                Next::Done(_, outcome) => {
+                Next::Done(lock, outcome) => {
                     self.check_transaction(&outcome)?;
+                    if let Some(outcome) = self.confirm(lock, outcome, now)? {
+                        return Ok(Action::Done(outcome));
+                    }
+                }
+                Next::Alive(outcome) => {
+                    self.check_transaction(&outcome)?;
+                    self.renew_lease();
                     self.state = State::Idle;
+                    self.check_lease(|| now)?;
                     return Ok(Action::Done(outcome));
                 }
             }
@@ -374,16 +442,42 @@ impl Machine {
         self.act(now)
     }
 
+    /// Ends a request for a lock: with a sign of life, if its outcome may be too old for the lease.
+    fn confirm(
+        &mut self,
+        lock: Option<LockId>,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Result<Option<Outcome>, Loss> {
+        let is_timely = |lease: &Lease| lease.is_timely(self.sent, now);
+        if self.running_lease().is_none_or(is_timely) {
+            self.renew_lease();
+            self.state = State::Idle;
+            return Ok(Some(outcome));
+        }
+        self.state = State::Idle;
+        self.ask(Ask::Confirm(lock, Box::new(outcome)), now)
+            .map_err(|NotReady| unexpected_answer())?;
+        Ok(None)
+    }
+
+    fn renew_lease(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.renew(self.sent);
+        }
+    }
+
     /// Asks for the lock in the transaction that was opened for it, if somebody still wants it.
     fn go_on(&mut self, mut asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
-        let lock = asked.ask.lock();
+        let lock = asked.ask.lock().ok_or_else(unexpected_answer)?;
         if let Means::Transaction { process_id, .. } = &mut self.means {
             *process_id = Some(begun_in);
         }
         if !asked.wanted {
-            return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now));
+            return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now), now);
         }
         self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
+        self.sent = now;
         // The time in the pooler's queue was not the server's.
         asked.answer_by = now + ANSWER_WITHIN;
         self.state = State::Asked(asked);
@@ -399,7 +493,9 @@ impl Machine {
     /// A lock is held as long as its transaction is open, and no longer.
     fn check_transaction(&self, outcome: &Outcome) -> Result<(), Loss> {
         let expected = match (&self.means, outcome) {
-            (Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
+            (Means::Transaction { .. }, Outcome::Acquired | Outcome::Alive) => {
+                TransactionStatus::InTransaction
+            }
             _ => TransactionStatus::Idle,
         };
         if self.connection.transaction_status() == expected {
@@ -443,7 +539,7 @@ impl Machine {
     }
 
     /// Sends the next step of settling.
-    fn settle(&mut self, settling: Settling) -> Result<(), Loss> {
+    fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
         let function = match settling.step {
             Settle::Unlock => Function::Settle,
             Settle::TryAgain => Function::TryLock,
@@ -451,6 +547,7 @@ impl Machine {
         self.means
             .ask(function, settling.lock, &mut self.connection)
             .map_err(|NotReady| unexpected_answer())?;
+        self.sent = now;
         self.state = State::Settling(settling);
         Ok(())
     }
@@ -480,6 +577,12 @@ impl Machine {
             ) => Ok(Action::Wait { until: asked.ask.until(asked.answer_by) }),
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
+            }
+            State::Asked(Asked { ask, answer_by, answer: None, .. })
+                if ask.is_heartbeat() && *answer_by <= now =>
+            {
+                let ttl = self.lease.map(|lease| lease.ttl());
+                Err(Loss::Expired(ttl.unwrap_or_default()))
             }
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
                 let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
@@ -544,19 +647,27 @@ enum Next {
     /// A transaction has begun in this process.
     Begun(Asked, i32),
     Settle(Settling),
-    /// The request for this lock is over.
-    Done(LockId, Outcome),
+    /// The request is over. Unless the outcome is wanted and says so, this lock must not be held.
+    Done(Option<LockId>, Outcome),
+    /// The session gave a sign of life.
+    Alive(Outcome),
 }
 
 impl Ask {
-    /// The lock that it is about.
-    fn lock(&self) -> LockId {
+    /// The lock that must not be held in the end, unless the outcome says so and is wanted.
+    fn lock(&self) -> Option<LockId> {
         match self {
             Self::Lock(lock, _)
             | Self::TryLock(lock)
             | Self::Unlock(lock)
-            | Self::Fence { lock, .. } => *lock,
+            | Self::Fence { lock, held: Held::Newly } => Some(*lock),
+            Self::Confirm(lock, _) => *lock,
+            Self::Fence { held: Held::Before, .. } | Self::Heartbeat => None,
         }
+    }
+
+    fn is_heartbeat(&self) -> bool {
+        matches!(self, Self::Heartbeat | Self::Confirm(..))
     }
 
     /// When something is due if there is no answer.
@@ -623,7 +734,7 @@ impl Asked {
                 Ok(Next::Begun(self, process_id.ok_or_else(unexpected_answer)?))
             }
             Some(Answer::Failed(error)) => {
-                let lock = self.ask.lock();
+                let lock = self.ask.lock().ok_or_else(unexpected_answer)?;
                 Ok(Next::Settle(Settling::unwanted(lock, Outcome::Failed(error), now)))
             }
             _ => Err(unexpected_answer()),
@@ -636,6 +747,16 @@ impl Asked {
         let done = |outcome| Ok(Next::Done(lock, outcome));
         let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
         match (self.ask, answer) {
+            (ask @ (Ask::Heartbeat | Ask::Confirm(..)), answer) => {
+                answer.check_sign_of_life(means)?;
+                match ask {
+                    Ask::Confirm(Some(lock), outcome) if !self.wanted && outcome.holds() => {
+                        settle(lock, Outcome::NotAcquired)
+                    }
+                    Ask::Confirm(_, outcome) => Ok(Next::Alive(*outcome)),
+                    _ => Ok(Next::Alive(Outcome::Alive)),
+                }
+            }
             (Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
@@ -683,7 +804,7 @@ impl Withdrawing {
             (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
             (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
                 (CallResult::Void, Reason::Unwanted) => Outcome::NotAcquired,
-                (CallResult::Void, _) => return Ok(Next::Done(*lock, Outcome::Acquired)),
+                (CallResult::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
                 _ => return Err(unexpected_answer()),
             },
             _ => return Err(unexpected_answer()),
@@ -728,9 +849,11 @@ impl Settling {
                 Ok(Next::Settle(Self { step: Settle::TryAgain, answer: None, ..self }))
             }
             (Settle::Unlock, CallResult::True | CallResult::False)
-            | (Settle::TryAgain, CallResult::False) => Ok(Next::Done(self.lock, self.outcome)),
+            | (Settle::TryAgain, CallResult::False) => {
+                Ok(Next::Done(Some(self.lock), self.outcome))
+            }
             (Settle::TryAgain, CallResult::True) if missed => {
-                Ok(Next::Done(self.lock, Outcome::Acquired))
+                Ok(Next::Done(Some(self.lock), Outcome::Acquired))
             }
             (Settle::TryAgain, CallResult::True) => self.unlock_again(),
             (_, CallResult::Void) => Err(unexpected_answer()),
@@ -748,7 +871,27 @@ impl Settling {
     }
 }
 
+impl Outcome {
+    /// Whether the lock that was asked for is held.
+    fn holds(&self) -> bool {
+        matches!(self, Self::Acquired | Self::Row(_))
+    }
+}
+
 impl Answer {
+    /// Whether it shows that the session stands: an error does too, unless it ended the transaction that
+    /// holds the lock.
+    fn check_sign_of_life(self, means: &Means) -> Result<(), Loss> {
+        match (self, means) {
+            (Self::Failed(error), Means::Transaction { .. }) => Err(Loss::Ended(error)),
+            (Self::Failed(_), _) => Ok(()),
+            (answer, _) => match answer.of(means)? {
+                CallResult::False => Ok(()),
+                CallResult::True | CallResult::Void => Err(unexpected_answer()),
+            },
+        }
+    }
+
     /// What this says of a lock that was asked for by these means.
     fn of(&self, means: &Means) -> Result<CallResult, Loss> {
         match (self, means.process_id()) {

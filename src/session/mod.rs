@@ -20,6 +20,7 @@ mod canceller;
 mod connect;
 mod dialogue;
 mod introduction;
+mod lease;
 mod login;
 mod machine;
 #[cfg(test)]
@@ -40,7 +41,7 @@ use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
 use self::machine::{Ask, Held, Outcome, cannot_lock};
-use self::wire::{Wire, now};
+use self::wire::{Rest, Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
@@ -309,20 +310,30 @@ impl Session {
     }
 
     /// Completes when the session is gone, with the reason. Until then the session's locks are held.
+    /// Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future changes nothing.
     pub async fn lost(&mut self) -> Error {
-        let error = match self.ready().await {
-            Ok(wire) => poll_fn(|cx| wire.poll_idle(cx)).await,
-            Err(error) => return error,
-        };
-        self.gone(error)
+        loop {
+            let rest = match self.ready().await {
+                Ok(wire) => poll_fn(|cx| wire.poll_rest(cx)).await,
+                Err(error) => return error,
+            };
+            match rest {
+                Rest::Over(error) => return self.gone(error),
+                Rest::HeartbeatDue => {
+                    if let Err(error) = self.perform(Ask::Heartbeat, None).await {
+                        return error;
+                    }
+                }
+            }
+        }
     }
 
     /// Runs the work for as long as the session lives: if it is lost first, the work is dropped and
-    /// the reason returned.
+    /// the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
     ///
     /// # Errors
     ///
@@ -499,7 +510,9 @@ impl Session {
             }
             Outcome::Failed(error) => Err(self.refused(lock, error)),
             _ if wait.is_some_and(Cancellable::is_asked) => Err(cancelled(lock)),
-            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released => Err(no_fence(lock)),
+            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released | Outcome::Alive => {
+                Err(no_fence(lock))
+            }
         }
     }
 
@@ -507,7 +520,9 @@ impl Session {
         match outcome {
             Outcome::Acquired => Ok(true),
             Outcome::Failed(error) => Err(self.refused(lock, error)),
-            Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) => Ok(false),
+            Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) | Outcome::Alive => {
+                Ok(false)
+            }
         }
     }
 

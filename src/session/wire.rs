@@ -13,11 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::advisory::Means;
 use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
-use crate::protocol::{CancelKey, Connection};
+use crate::protocol::CancelKey;
 
 /// How long the server may take to end a session that was told to.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -50,6 +49,12 @@ struct Waiting {
     until: Option<Instant>,
 }
 
+/// What ends a session's rest.
+pub(super) enum Rest {
+    Over(Error),
+    HeartbeatDue,
+}
+
 /// A timer, and whom it wakes.
 struct Alarm {
     sleep: Pin<Box<Sleep>>,
@@ -66,10 +71,10 @@ pub(super) struct Peer {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, connection: Connection, means: Means, peer: Peer) -> Self {
+    pub(super) fn new(stream: Stream, machine: Machine, peer: Peer) -> Self {
         Self {
             stream,
-            machine: Machine::new(connection, means),
+            machine,
             peer,
             cancel: None,
             waiting: None,
@@ -158,6 +163,19 @@ impl Wire {
         self.stream.catch_up().await;
     }
 
+    /// Waits between requests, until the session is over or it is time for a sign of life.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Rest> {
+        if let Poll::Ready(error) = self.poll_idle(cx) {
+            return Poll::Ready(Rest::Over(error));
+        }
+        match self.machine.heartbeat_due() {
+            Some(due) if due <= now() || self.poll_alarm(due.into(), cx) => {
+                Poll::Ready(Rest::HeartbeatDue)
+            }
+            _ => Poll::Pending,
+        }
+    }
+
     /// Takes in what the server sent without being asked, which may be that the session is over.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         loop {
@@ -168,9 +186,13 @@ impl Wire {
             }
             match self.poll_receive(cx) {
                 Ok(true) => {}
-                Ok(false) => return Poll::Pending,
+                Ok(false) => break,
                 Err(error) => return Poll::Ready(error),
             }
+        }
+        match self.machine.check_lease(now) {
+            Ok(()) => Poll::Pending,
+            Err(loss) => Poll::Ready(self.lost(loss)),
         }
     }
 
@@ -322,6 +344,10 @@ impl Wire {
             Loss::Unsettled(patience) => self.error(
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),
+            ),
+            Loss::Expired(ttl) => self.error(
+                ErrorKind::Lost,
+                format!("no answer of the server renewed the lease of {ttl:?} in time"),
             ),
             Loss::NotServed => self.error(
                 ErrorKind::Timeout,

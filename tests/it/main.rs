@@ -19,6 +19,7 @@ mod examples;
 mod failover;
 mod fences;
 mod hostile;
+mod leases;
 mod pooler;
 mod processes;
 mod psql;

@@ -7,12 +7,14 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use pglock::{Config, Lock};
-use pglock_test_cluster::{Cluster, role};
+use pglock_test_cluster::{Cluster, role, signal};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
+use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{NOTICED_WITHIN, NOTICES_LOST_CLIENTS, Stage, next_to_end, soon};
 
 #[tokio::test]
@@ -56,6 +58,45 @@ async fn the_lock_of_a_killed_holder_goes_to_the_next_waiter() {
     alice.kill().await;
     let _bob = soon(waiting).await.unwrap().unwrap();
     assert_eq!(stage.locks(), ["bob holds exclusive"]);
+}
+
+#[tokio::test]
+async fn a_frozen_holder_loses_its_lock_with_its_lease_and_knows_when_it_thaws() {
+    const TEST: &str =
+        "processes::a_frozen_holder_loses_its_lock_with_its_lease_and_knows_when_it_thaws";
+    const LEASE: Duration = Duration::from_secs(1);
+    if let Some(mut part) = Part::assigned() {
+        part.config.lease(LEASE);
+        let mut lock = part.lock().await;
+        lock.lock().await.unwrap();
+        // The work goes on in small steps; the first after the thaw would come too late.
+        let work = async {
+            loop {
+                fs::write(&part.counter, "at work").unwrap();
+                tokio::time::sleep(LEASE / 50).await;
+            }
+        };
+        let error = lock.hold::<()>(work).await.unwrap_err();
+        assert!(error.is_lost(), "{error}");
+        return fs::write(&part.counter, "knows").unwrap();
+    }
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let journal = format!("pglock-journal-{}-{}", std::process::id(), stage.key());
+    let journal = Path::new(env!("CARGO_TARGET_TMPDIR")).join(journal);
+    let alice = Process::start(TEST, &stage, "alice", Some(&journal));
+    stage.until(&["alice holds exclusive"]).await;
+    signal(alice.id(), "STOP");
+    let mut bob = stage.lock("bob").await;
+    soon(bob.lock()).await.unwrap();
+    fs::write(&journal, "bob's turn").unwrap();
+    signal(alice.id(), "CONT");
+    assert!(soon(alice.wait()).await.success());
+    assert_eq!(fs::read_to_string(&journal).unwrap(), "knows");
+    assert_eq!(stage.locks(), ["bob holds exclusive"]);
+    fs::remove_file(&journal).unwrap();
 }
 
 /// The counter is read and written in two steps, between which others run: only if one contender at a
@@ -148,6 +189,10 @@ impl Process {
             command.env(COUNTER, counter);
         }
         Self(command.spawn().unwrap())
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id().unwrap()
     }
 
     async fn wait(mut self) -> ExitStatus {

@@ -17,8 +17,8 @@ mod world;
 use std::collections::BTreeMap;
 
 use self::Case::{
-    HiddenGrant, LateGrant, LeftQueue, Lost, LostCancel, Moved, NotServed, Queued, Refused,
-    Regained, RepeatedCancel,
+    Confirmed, HiddenGrant, LateGrant, LeftQueue, Lost, LostCancel, Moved, NotServed, Queued,
+    Refused, Regained, RepeatedCancel,
 };
 use self::world::World;
 use super::advisory::{LockId, Means};
@@ -29,7 +29,8 @@ const SEEDS: u64 = 20_000;
 const REQUESTS: u32 = 6;
 
 /// What comes up whatever holds the lock.
-const USUAL: [Case; 6] = [LostCancel, RepeatedCancel, LateGrant, Regained, Refused, Lost];
+const USUAL: [Case; 7] =
+    [LostCancel, RepeatedCancel, LateGrant, Regained, Refused, Lost, Confirmed];
 
 #[test]
 fn books_and_server_agree_when_a_session_holds_the_lock() {
@@ -83,8 +84,12 @@ enum Case {
     Regained,
     /// A command failed that nobody cancelled.
     Refused,
-    /// The session was lost, for a reason that is not one of the next two.
+    /// The session was lost, for a reason that is none of those below.
     Lost,
+    /// The session was lost because its lease was.
+    Expired,
+    /// A heartbeat confirmed an outcome that may have been too old.
+    Confirmed,
     /// The session was lost because another process answered.
     Moved,
     /// The session was lost because the pooler had no process for it.

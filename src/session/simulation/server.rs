@@ -53,6 +53,8 @@ enum Statement {
     Lock,
     TryLock,
     Unlock,
+    /// A sign of life is wanted.
+    Heartbeat,
 }
 
 impl Command {
@@ -80,8 +82,12 @@ impl Command {
         self.statements == [Statement::Lock]
     }
 
+    pub(super) fn is_heartbeat(&self) -> bool {
+        self.statements == [Statement::Heartbeat]
+    }
+
     pub(super) fn can_fail(&self) -> bool {
-        self.statements != [Statement::Rollback]
+        !matches!(self.statements[..], [Statement::Rollback | Statement::Heartbeat])
     }
 
     pub(super) fn begins(&self) -> bool {
@@ -95,6 +101,7 @@ impl Statement {
             2880 => Self::Lock,
             2882 => Self::TryLock,
             2884 => Self::Unlock,
+            3810 => Self::Heartbeat,
             other => panic!("function {other}"),
         }
     }
@@ -117,6 +124,7 @@ impl Statement {
             "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_advisory_unlock('42'::bigint)" => {
                 Self::Unlock
             }
+            "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()" => Self::Heartbeat,
             other => panic!("statement {other}"),
         }
     }
@@ -183,6 +191,7 @@ impl Process {
                 self.held = self.held.saturating_sub(1);
                 Value::from(held)
             }
+            Statement::Heartbeat => Value::False,
         }
     }
 

@@ -10,9 +10,13 @@ use super::server::{Command, QUERY_CANCELED, TIMEOUT, Transaction};
 use super::{Case, LOCK, REQUESTS, Random};
 use crate::protocol::{Connection, Credentials, Event};
 use crate::session::advisory::Means;
+use crate::session::lease::Lease;
 use crate::session::machine::{
     ANSWER_WITHIN, Action, Ask, Loss, Machine, OPEN_WITHIN, Outcome, SETTLE_WITHIN,
 };
+
+/// So short that many a wait takes longer than the pause between its heartbeats, and other requests do not.
+const LEASE: Duration = Duration::from_millis(12);
 
 /// Something that happens at some time. Times are microseconds since the start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +67,7 @@ struct Request {
     /// When the caller stops waiting, as far as that is known.
     gives_up_at: Option<u64>,
     caller_gone: bool,
+    asked: Option<Ask>,
     /// A command failed that nobody cancelled.
     failed: bool,
     /// Another process than the one that holds the locks gave an answer.
@@ -99,11 +104,14 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, means: Means) -> Self {
-        let machine = Machine::new(logged_in(), means.clone());
+        let epoch = Instant::now();
+        // Every other session has one.
+        let lease = (seed % 2 == 1).then(|| Lease::new(LEASE, epoch));
+        let machine = Machine::new(logged_in(), means.clone(), lease, epoch);
         let mut world = Self {
             random: Random(seed),
             clock: 0,
-            epoch: Instant::now(),
+            epoch,
             agenda: BinaryHeap::new(),
             planned: 0,
             means,
@@ -176,6 +184,7 @@ impl World {
                 (Ask::Lock(..) | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
                     false
                 }
+                (Ask::Heartbeat, Outcome::Alive) => believed,
                 other => return Err(format!("{other:?} makes no sense")),
             };
             self.check_books(believed)?;
@@ -223,6 +232,7 @@ impl World {
         let (case, is_due) = match loss {
             Loss::Ended(_) => (Case::Lost, self.doing == Doing::Gone),
             Loss::Silent(_) => (Case::Lost, self.silent && taken <= 2 * ANSWER_WITHIN),
+            Loss::Expired(ttl) => (Case::Expired, self.silent && taken < 2 * ANSWER_WITHIN + *ttl),
             Loss::Unsettled(_) => (Case::Lost, self.silent && taken < 4 * SETTLE_WITHIN),
             Loss::Moved => (Case::Moved, self.request.answered_elsewhere && taken < SETTLE_WITHIN),
             Loss::NotServed => match self.request.gives_up_at {
@@ -238,7 +248,9 @@ impl World {
     fn ask(&mut self, request: u32, held: bool) -> Ask {
         self.request = Request { number: request, ..Request::default() };
         let soon = self.clock + self.random.up_to(8_000);
+        let wants_heartbeat = self.machine.heartbeat_due().is_some() && self.random.one_in(4);
         let ask = match (held, self.random.up_to(4)) {
+            _ if wants_heartbeat => Ask::Heartbeat,
             (true, _) => Ask::Unlock(LOCK),
             (false, 0) => Ask::TryLock(LOCK),
             (false, 1) => {
@@ -258,6 +270,7 @@ impl World {
             let at = self.clock + self.random.up_to(3_000);
             self.plan(at, Happening::CallerGoes(request));
         }
+        self.request.asked = Some(ask.clone());
         self.note(format_args!("request {request}: {ask:?}"));
         ask
     }
@@ -374,6 +387,8 @@ impl World {
             return;
         }
         let Some(command) = Command::read(&mut self.received) else { return };
+        let confirms = command.is_heartbeat() && self.request.asked != Some(Ask::Heartbeat);
+        self.see_if(confirms, Case::Confirmed);
         if self.pooler_moves && self.random.one_in(4) {
             self.pooler.swap();
             let process = self.pooler.process().id();

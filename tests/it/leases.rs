@@ -1,0 +1,253 @@
+//! Leases: the server ends a silent session, and its holder knows before that.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pglock::{Error, ErrorKind, Lock, Mode, Session, SslMode};
+use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, eventually, role};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use crate::stage::{PATIENCE, Stage, soon};
+
+/// The first major version whose servers end sessions that are silent outside of a transaction.
+pub(crate) const ENDS_SILENT_SESSIONS: u32 = 14;
+
+/// As short as it can be.
+const LEASE: Duration = Duration::from_secs(1);
+/// So long that its last tenth is more than a busy machine may take to go on.
+const LONGER_LEASE: Duration = Duration::from_secs(3);
+/// Long enough for a session to end that gives no sign of life.
+const SEVERAL_LEASES: Duration = Duration::from_millis(2500);
+
+async fn lock(stage: &Stage<'_>, actor: &str) -> Lock {
+    let mut config = stage.config(actor);
+    config.lease(LEASE);
+    Lock::connect(&config, stage.key()).await.unwrap()
+}
+
+fn assert_ended(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+    assert!(error.is_lost());
+    // Whichever is noticed first.
+    let ended_by_server = error.sqlstate() == Some("57P05");
+    assert!(ended_by_server || error.to_string().contains("the lease of 1s"), "{error}");
+}
+
+#[tokio::test]
+async fn an_old_server_is_told_to_lack_leases() {
+    let stage = Stage::new();
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let connected = Session::connect(&config).await;
+    if stage.major_version() >= ENDS_SILENT_SESSIONS {
+        connected.unwrap();
+    } else {
+        let error = connected.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("a lease needs PostgreSQL 14 or later"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn work_under_a_lock_keeps_its_lease() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut alice = lock(&stage, "alice").await;
+    alice.lock().await.unwrap();
+    alice.hold(sleep(SEVERAL_LEASES)).await.unwrap();
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    // Whoever waits for the loss gives signs of life as well.
+    let mut lost = Box::pin(alice.lost());
+    tokio::time::timeout(SEVERAL_LEASES, lost.as_mut()).await.expect_err("nothing was lost");
+    drop(lost);
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    alice.unlock().await.unwrap();
+    alice.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_silent_session_ends_with_its_lease() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut alice = lock(&stage, "alice").await;
+    alice.lock().await.unwrap();
+    stage.until(&[]).await;
+    assert_ended(&alice.unlock().await.unwrap_err());
+    assert_ended(&alice.try_lock().await.unwrap_err());
+    assert_ended(&alice.hold(async {}).await.unwrap_err());
+    assert_ended(&alice.close().await.unwrap_err());
+}
+
+#[tokio::test]
+async fn requests_renew_a_lease() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let mut alice = Session::connect(&config).await.unwrap();
+    alice.lock(stage.key(), Mode::Exclusive).await.unwrap();
+    for round in 0..10 {
+        sleep(LEASE / 4).await;
+        assert!(alice.try_lock((7, round), Mode::Shared).await.unwrap());
+        alice.unlock((7, round), Mode::Shared).await.unwrap();
+    }
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+}
+
+#[tokio::test]
+async fn a_wait_of_any_length_is_not_silent() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let (mut alice, mut bob) = (stage.lock("alice").await, lock(&stage, "bob").await);
+    alice.lock().await.unwrap();
+    let waiting = tokio::spawn(async move {
+        bob.lock().await.unwrap();
+        bob
+    });
+    stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
+    sleep(SEVERAL_LEASES).await;
+    alice.unlock().await.unwrap();
+    let mut bob = soon(waiting).await.unwrap();
+    bob.hold(async {}).await.unwrap();
+    assert_eq!(stage.locks(), ["bob holds exclusive"]);
+
+    // A wait that ends without the lock leaves a session that stands, and so does one that is dropped.
+    bob.close().await.unwrap();
+    alice.lock().await.unwrap();
+    let mut carol = lock(&stage, "carol").await;
+    assert!(!carol.lock_timeout(SEVERAL_LEASES).await.unwrap());
+    tokio::time::timeout(SEVERAL_LEASES, carol.lock()).await.expect_err("alice has it");
+    alice.unlock().await.unwrap();
+    assert!(carol.try_lock().await.unwrap());
+    assert_eq!(stage.locks(), ["carol holds exclusive"]);
+}
+
+/// A network between a client and the server that all tests share, which can fall silent.
+struct Network {
+    port: u16,
+    is_silent: Arc<AtomicBool>,
+}
+
+impl Network {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let silence = Arc::clone(&is_silent);
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = ("127.0.0.1", Cluster::default_cluster().port());
+                let server = TcpStream::connect(server).await.unwrap();
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                tokio::spawn(carry(from_client, to_server, Arc::clone(&silence)));
+                tokio::spawn(carry(from_server, to_client, Arc::clone(&silence)));
+            }
+        });
+        Self { port, is_silent }
+    }
+}
+
+/// Carries bytes one way until the network falls silent: from then on, not even an end is told.
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_silent: Arc<AtomicBool>) {
+    let mut bytes = [0; 1024];
+    loop {
+        let read = from.read(&mut bytes).await;
+        if is_silent.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
+        match read {
+            Ok(count @ 1..) => to.write_all(&bytes[..count]).await.unwrap(),
+            _ => return,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_holder_behind_a_silent_network_stops_before_the_next_one_starts() {
+    const ROUNDS: u32 = 3;
+    if Stage::new().major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut rounds = 0;
+    while rounds < ROUNDS {
+        let mut watch = pin!(held_up());
+        let (stopped, started) = tokio::select! {
+            times = stop_and_start() => times,
+            () = watch.as_mut() => continue,
+        };
+        assert!(stopped < started, "the next one was {:?} early", stopped - started);
+        rounds += 1;
+    }
+}
+
+/// Ends if this process is held up for so long that what it sees says nothing about the order of events.
+async fn held_up() {
+    let mut last = Instant::now();
+    while last.elapsed() < LONGER_LEASE / 20 {
+        last = Instant::now();
+        sleep(LONGER_LEASE / 500).await;
+    }
+}
+
+/// Cuts a holder off. Returns when it stopped, and when the next one started.
+async fn stop_and_start() -> (Instant, Instant) {
+    let mut stage = Stage::new();
+    let network = Network::new().await;
+    let mut config = stage.config("alice");
+    config.hosts([("127.0.0.1", network.port)]).sslmode(SslMode::Disable).lease(LONGER_LEASE);
+    let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
+    alice.lock().await.unwrap();
+    let holding = tokio::spawn(async move {
+        let ended = alice.hold(std::future::pending::<()>()).await;
+        (Instant::now(), ended)
+    });
+    let mut bob = stage.lock("bob").await;
+    let waiting = tokio::spawn(async move {
+        bob.lock().await.unwrap();
+        (Instant::now(), bob)
+    });
+    stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
+    network.is_silent.store(true, Ordering::Relaxed);
+    let (stopped, ended) = soon(holding).await.unwrap();
+    let error = ended.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+    assert!(error.to_string().contains("renewed the lease of 3s in time"), "{error}");
+    let (started, _bob) = soon(waiting).await.unwrap();
+    (stopped, started)
+}
+
+#[tokio::test]
+async fn a_lease_of_a_lock_in_a_transaction_ends_that() {
+    for mode in [PoolMode::Transaction, PoolMode::Session] {
+        let mut stage = Stage::new();
+        let bouncer = PgBouncer::start(Cluster::default_cluster(), mode, 2);
+        let mut config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
+        config.lease(LEASE);
+        let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
+        sleep(SEVERAL_LEASES).await;
+        alice.lock().await.expect("without a lock, the pooler's connection has no lease");
+        alice.hold(sleep(SEVERAL_LEASES)).await.unwrap();
+        assert_eq!(stage.locks(), ["alice holds exclusive"]);
+        alice.unlock().await.unwrap();
+        alice.lock().await.unwrap();
+        eventually("the silent session has lost its lock", PATIENCE, || stage.locks().is_empty())
+            .await;
+        let error = alice.unlock().await.unwrap_err();
+        assert!(error.is_lost(), "{error}");
+    }
+}
