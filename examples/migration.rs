@@ -14,7 +14,9 @@ const WANTED: u32 = 2;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let config = Config::from_env()?;
+    let mut config = Config::from_env()?;
+    // A migration that builds an index concurrently waits for all who wait for the lock.
+    config.wait_slice(Duration::from_secs(5));
     // Stands for the row in the database that says which version its schema has.
     let schema = Arc::new(AtomicU32::new(1));
     let mut instances = JoinSet::new();

@@ -183,6 +183,7 @@ pub struct Config {
     connect_timeout: Option<Duration>,
     orphan_timeout: Duration,
     lease: Option<Duration>,
+    wait_slice: Option<Duration>,
     keepalive: KeepaliveWishes,
     sslmode: Option<SslMode>,
     tls: TlsWishes,
@@ -229,6 +230,7 @@ impl Config {
             connect_timeout: Some(Duration::from_secs(30)),
             orphan_timeout: Duration::from_secs(30),
             lease: None,
+            wait_slice: None,
             keepalive: KeepaliveWishes::default(),
             sslmode: None,
             tls: TlsWishes::default(),
@@ -479,6 +481,36 @@ impl Config {
         self
     }
 
+    /// Waits for a lock in slices of this length: the server is asked anew each time, for as long as the
+    /// wait goes on. From 100 milliseconds to 24 hours; off by default, which is one wait of any length.
+    ///
+    /// A session that waits keeps a snapshot of the database for as long as the server waits for it. That
+    /// holds back vacuum; and `CREATE INDEX CONCURRENTLY`, `REINDEX CONCURRENTLY` and their like wait for
+    /// it to end, which it never does if the waiter's turn comes after the very migration that builds the
+    /// index: the server does not see that these two wait for each other. Between two slices there is no
+    /// snapshot.
+    ///
+    /// The price is the place in the server's queue, which is given up with each slice: whoever asks at
+    /// that moment may come first, and it costs a cancel of a few milliseconds of the server's time. A
+    /// minute suits most waits, and a few seconds a migration.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut config = pglock::Config::new();
+    /// config.wait_slice(Duration::from_secs(60));
+    /// ```
+    pub fn wait_slice(&mut self, slice: Duration) -> &mut Self {
+        self.wait_slice = Some(slice);
+        self
+    }
+
+    pub(crate) fn slice_of_a_wait(&self) -> Option<Duration> {
+        self.wait_slice
+    }
+
     /// Whether to encrypt the connection, and what to demand of the server's certificate.
     pub fn sslmode(&mut self, mode: SslMode) -> &mut Self {
         self.sslmode = Some(mode);
@@ -592,6 +624,7 @@ impl fmt::Debug for Config {
             .field("connect_timeout", &self.connect_timeout)
             .field("orphan_timeout", &self.orphan_timeout)
             .field("lease", &self.lease)
+            .field("wait_slice", &self.wait_slice)
             .field("keepalive", &self.keepalive)
             .field("sslmode", &self.sslmode)
             .field("tls", &self.tls)

@@ -107,6 +107,9 @@ const ORPHAN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// A heartbeat every third of it has to have its time, and so has what a holder does in its last tenth.
 const LEASE_MIN: Duration = Duration::from_secs(1);
 const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Each slice ends with a cancel, for which the server forks a process.
+const WAIT_SLICE_MIN: Duration = Duration::from_millis(100);
+const WAIT_SLICE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Config {
     /// Checks the settings and fills in what was left out. The operating system's user, the password
@@ -156,7 +159,7 @@ impl Config {
         let hosts = || self.hosts.iter().flatten().try_for_each(Host::check);
         let ports =
             || if self.ports.contains(&Some(0)) { Err("must not be 0".into()) } else { Ok(()) };
-        let checks: [(&str, Result<(), Problem>); 10] = [
+        let checks: [(&str, Result<(), Problem>); 11] = [
             ("host", hosts()),
             ("port", ports()),
             ("user", name(&self.user)),
@@ -166,6 +169,7 @@ impl Config {
             ("fallback_application_name", text(&self.fallback_application_name)),
             ("orphan_timeout", check_orphan_timeout(self.orphan_timeout)),
             ("lease", self.lease.map_or(Ok(()), check_lease)),
+            ("wait_slice", self.wait_slice.map_or(Ok(()), check_wait_slice)),
             ("sslmode", self.mode().check()),
         ];
         checks
@@ -346,6 +350,13 @@ fn check_lease(ttl: Duration) -> Result<(), Problem> {
         return Ok(());
     }
     Err(format!("must be from 1 second to 24 hours in whole milliseconds, and is {ttl:?}").into())
+}
+
+fn check_wait_slice(slice: Duration) -> Result<(), Problem> {
+    if (WAIT_SLICE_MIN..=WAIT_SLICE_MAX).contains(&slice) {
+        return Ok(());
+    }
+    Err(format!("must be from 100 milliseconds to 24 hours, and is {slice:?}").into())
 }
 
 /// The user's name as a login leaves it in the environment.

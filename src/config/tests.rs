@@ -634,7 +634,7 @@ fn every_setter_reaches_the_connection() {
 #[test]
 fn impossible_settings_are_refused_when_connecting() {
     type Change = fn(&mut Config) -> &mut Config;
-    let cases: [(Change, &str); 22] = [
+    let cases: [(Change, &str); 24] = [
         (|config| config.host(""), "host: is empty"),
         (|config| config.host("a,b"), "host: is one host: give several to `hosts`"),
         (|config| config.hosts([("a", 1), ("", 2)]), "host: is empty"),
@@ -660,6 +660,8 @@ fn impossible_settings_are_refused_when_connecting() {
         (|config| config.lease(Duration::from_millis(999)), "lease: must be from 1 second"),
         (|config| config.lease(Duration::from_micros(1_000_500)), "lease: must be from 1 second"),
         (|config| config.lease(Duration::from_secs(86_401)), "lease: must be from 1 second"),
+        (|config| config.wait_slice(Duration::from_millis(99)), "wait_slice: must be from 100"),
+        (|config| config.wait_slice(Duration::from_secs(86_401)), "wait_slice: must be from 100"),
     ];
     for (change, expected) in cases {
         let error = resolve(change(&mut Config::new())).err().expect(expected);

@@ -83,6 +83,8 @@ pub struct Session {
     books: Books,
     /// Made when the first canceller is.
     signal: Option<Arc<Signal>>,
+    /// How long the server is asked to wait for a lock at a time.
+    wait_slice: Option<Duration>,
     /// Where a request is settled whose future was dropped.
     runtime: Handle,
 }
@@ -124,6 +126,7 @@ impl Session {
             place: Place::Here(Box::new(wire)),
             books: Books::default(),
             signal: None,
+            wait_slice: config.slice_of_a_wait(),
             runtime: Handle::current(),
         })
     }
@@ -419,12 +422,18 @@ impl Session {
         until: Option<Instant>,
         wait: Option<&Cancellable>,
     ) -> Result<bool> {
-        let outcome = self.perform(Ask::Lock(lock, until), wait).await?;
-        let acquired = self.acquired(lock, outcome)?;
-        if !acquired && wait.is_some_and(Cancellable::is_asked) {
-            return Err(cancelled(lock));
+        loop {
+            let slice_ends = self.wait_slice.and_then(|slice| now().checked_add(slice));
+            let ends = [until, slice_ends].into_iter().flatten().min();
+            let outcome = self.perform(Ask::Lock(lock, ends), wait).await?;
+            let acquired = self.acquired(lock, outcome)?;
+            if !acquired && wait.is_some_and(Cancellable::is_asked) {
+                return Err(cancelled(lock));
+            }
+            if acquired || ends == until {
+                return Ok(acquired);
+            }
         }
-        Ok(acquired)
     }
 
     /// Waits until dropped requests are settled, unless time runs out or the wait is cancelled before. The

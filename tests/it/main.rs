@@ -25,6 +25,7 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod slices;
 mod stage;
 #[cfg(feature = "tls")]
 mod tls;
