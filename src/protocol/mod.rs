@@ -56,6 +56,7 @@
 //! ```
 
 mod backend;
+mod base64;
 mod certificate;
 mod connection;
 mod error;
