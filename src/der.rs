@@ -18,7 +18,6 @@ impl<'a> Reader<'a> {
         self.next().filter(|(found, ..)| *found == tag).map(|(_, value, _)| value)
     }
 
-    #[cfg(feature = "tls")]
     pub(crate) fn whole(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next().filter(|(found, ..)| *found == tag).map(|(.., whole)| whole)
     }
@@ -28,7 +27,6 @@ impl<'a> Reader<'a> {
     }
 
     /// The next value, if it has this tag; otherwise it stays the next.
-    #[cfg(feature = "tls")]
     pub(crate) fn optional(&mut self, tag: u8) -> Option<&'a [u8]> {
         if self.begins_with(tag) { self.value(tag) } else { None }
     }

@@ -64,6 +64,7 @@
 
 mod auth;
 mod config;
+#[cfg(feature = "tls")]
 mod der;
 mod error;
 mod fence;

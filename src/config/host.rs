@@ -114,20 +114,30 @@ pub(super) fn ports(value: &str) -> Result<List<u16>, Problem> {
 }
 
 fn list<T>(value: &str, parse: impl Fn(&str) -> Result<T, Problem>) -> Result<List<T>, Problem> {
+    let mut list = Vec::new();
+    for_each_element(value, &mut |element| {
+        list.push(element.map(&parse).transpose()?);
+        Ok(())
+    })?;
+    Ok(list)
+}
+
+/// An element that is left empty is `None`.
+fn for_each_element(
+    value: &str,
+    take: &mut dyn FnMut(Option<&str>) -> Result<(), Problem>,
+) -> Result<(), Problem> {
     if value.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let one = |(index, element): (usize, &str)| {
-        if element.is_empty() {
-            return Ok(None);
-        }
-        parse(element).map(Some).map_err(|problem| {
+    for (index, element) in value.split(',').enumerate() {
+        take(Some(element).filter(|element| !element.is_empty())).map_err(|problem| {
             if value.contains(',') {
                 format!("number {} of the list: {problem}", index + 1).into()
             } else {
                 problem
             }
-        })
-    };
-    value.split(',').enumerate().map(one).collect()
+        })?;
+    }
+    Ok(())
 }

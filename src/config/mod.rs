@@ -534,6 +534,9 @@ impl Config {
     /// `ssl_max_protocol_version`, also if it is an environment variable that asks. To be rid of one,
     /// [set](Config::set) it to nothing.
     ///
+    /// Without a configuration of the caller's, ChaCha20-Poly1305 is not offered, since every server
+    /// has AES-GCM: where a machine has no instructions for that, this is how to have the other.
+    ///
     /// The application protocols of the configuration are replaced by PostgreSQL's, because servers
     /// refuse others. Channel binding relies on the verifier's checking that the server has its
     /// certificate's key. In comparisons, a configuration is equal to itself alone.

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 #[cfg(unix)]
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -133,18 +134,22 @@ pub(crate) enum Encryption {
 }
 
 impl Route {
-    /// Opens a socket, encrypted as the route wants it.
-    pub(crate) async fn open(&self) -> Result<Stream> {
-        match &self.address {
-            #[cfg(feature = "tls")]
-            Address::Tcp(address) => self.encrypt(self.dial(*address).await?).await,
-            #[cfg(not(feature = "tls"))]
-            Address::Tcp(address) => self.dial(*address).await.map(Stream::Tcp),
-            #[cfg(unix)]
-            Address::Unix(path) => {
-                Ok(Stream::Unix(UnixStream::connect(path).await.map_err(|e| self.unreachable(&e))?))
+    /// Opens a socket, encrypted as the route wants it. In a box, so that sessions and cancels share
+    /// one copy of all that this takes.
+    pub(crate) fn open(&self) -> Pin<Box<dyn Future<Output = Result<Stream>> + Send + Sync + '_>> {
+        Box::pin(async move {
+            match &self.address {
+                #[cfg(feature = "tls")]
+                Address::Tcp(address) => self.encrypt(self.dial(*address).await?).await,
+                #[cfg(not(feature = "tls"))]
+                Address::Tcp(address) => self.dial(*address).await.map(Stream::Tcp),
+                #[cfg(unix)]
+                Address::Unix(path) => {
+                    let stream = UnixStream::connect(path).await;
+                    stream.map(Stream::Unix).map_err(|error| self.unreachable(&error))
+                }
             }
-        }
+        })
     }
 
     /// The route on which this stream was opened, left no choice: once in TLS, never in clear.

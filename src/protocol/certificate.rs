@@ -10,7 +10,8 @@
 //! RSASSA-PSS's parameters ::= SEQUENCE { [0] SEQUENCE { OBJECT IDENTIFIER, … } DEFAULT sha1, … }
 //! ```
 
-use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
+use ring::digest::{SHA384, SHA512, digest};
+use sha2::{Digest, Sha224, Sha256};
 
 use crate::der::Reader;
 
@@ -37,8 +38,8 @@ pub fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
         // and that hash function is either MD5 or SHA-1, then use SHA-256".
         Hash::Md5 | Hash::Sha1 | Hash::Sha256 => Sha256::digest(certificate).to_vec(),
         Hash::Sha224 => Sha224::digest(certificate).to_vec(),
-        Hash::Sha384 => Sha384::digest(certificate).to_vec(),
-        Hash::Sha512 => Sha512::digest(certificate).to_vec(),
+        Hash::Sha384 => digest(&SHA384, certificate).as_ref().to_vec(),
+        Hash::Sha512 => digest(&SHA512, certificate).as_ref().to_vec(),
     })
 }
 

@@ -56,6 +56,8 @@
 //! ```
 
 mod backend;
+mod base64;
+#[cfg(feature = "tls")]
 mod certificate;
 mod connection;
 mod error;
@@ -71,6 +73,7 @@ mod ssl;
 
 pub use crate::auth::{AuthMethod, AuthMethods, AuthMethodsError, ChannelBindingPolicy};
 pub use backend::{Authentication, BackendMessage, TransactionStatus};
+#[cfg(feature = "tls")]
 pub use certificate::tls_server_end_point;
 pub use connection::{CallResult, Connection, Event, NotReady};
 pub use error::{ProtocolError, Unbound};

@@ -1,35 +1,27 @@
 //! Which locks a session holds, and how many times over.
 
-use std::collections::BTreeMap;
-
 use super::advisory::LockId;
 
 /// The levels of each lock. The server knows of one, from the first until the last is released.
 #[derive(Debug, Default)]
 pub(super) struct Books {
-    /// The lock that was entered last, if it is still held: most sessions never hold another.
-    latest: Option<(LockId, u64)>,
-    /// The locks that were entered before.
-    earlier: BTreeMap<LockId, u64>,
+    /// In the order of the locks. There are few: the server has room for thousands at most.
+    entries: Vec<(LockId, u64)>,
 }
 
 impl Books {
     pub(super) fn level(&self, lock: LockId) -> u64 {
-        match self.latest {
-            Some((latest, level)) if latest == lock => level,
-            _ => self.earlier.get(&lock).copied().unwrap_or(0),
-        }
+        self.find(lock).ok().and_then(|at| self.entries.get(at)).map_or(0, |&(_, level)| level)
     }
 
     /// Whether no lock is held.
     pub(super) fn is_empty(&self) -> bool {
-        self.latest.is_none() && self.earlier.is_empty()
+        self.entries.is_empty()
     }
 
     /// One of the locks that are held.
     pub(super) fn any(&self) -> Option<LockId> {
-        let latest = self.latest.map(|(lock, _)| lock);
-        latest.or_else(|| self.earlier.keys().next().copied())
+        self.entries.first().map(|&(lock, _)| lock)
     }
 
     /// Adds a level to a lock that is held. The result says whether it is.
@@ -39,8 +31,8 @@ impl Books {
 
     /// Enters a lock that the server granted.
     pub(super) fn enter(&mut self, lock: LockId) {
-        if let Some((earlier, level)) = self.latest.replace((lock, 1)) {
-            self.earlier.insert(earlier, level);
+        if let Err(at) = self.find(lock) {
+            self.entries.insert(at, (lock, 1));
         }
     }
 
@@ -53,21 +45,24 @@ impl Books {
 
     /// Strikes out a lock that the server is told to release.
     pub(super) fn strike(&mut self, lock: LockId) {
-        if self.latest.take_if(|(latest, _)| *latest == lock).is_none() {
-            self.earlier.remove(&lock);
+        if let Ok(at) = self.find(lock) {
+            self.entries.remove(at);
         }
     }
 
     /// Strikes out everything: the session is gone.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.entries.clear();
+    }
+
+    /// Where the lock is entered, or where it would have to be.
+    fn find(&self, lock: LockId) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&lock, |&(entered, _)| entered)
     }
 
     fn level_mut(&mut self, lock: LockId) -> Option<&mut u64> {
-        match &mut self.latest {
-            Some((latest, level)) if *latest == lock => Some(level),
-            _ => self.earlier.get_mut(&lock),
-        }
+        let at = self.find(lock).ok()?;
+        self.entries.get_mut(at).map(|(_, level)| level)
     }
 }
 

@@ -130,14 +130,16 @@ async fn resolve(server: &Server) -> Result<Vec<Address>, Failure> {
 /// The error for what takes too long says what does.
 async fn within<T>(
     limit: Option<Duration>,
-    what: &impl fmt::Display,
+    what: &(dyn fmt::Display + Sync),
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let Some(limit) = limit else { return work.await };
-    timeout(limit, work).await.unwrap_or_else(|_| {
-        let message = format!("not connected within {limit:?} ({what})");
-        Err(Error::new(ErrorKind::Timeout, message).into())
-    })
+    timeout(limit, work).await.unwrap_or_else(|_| Err(too_late(limit, what)))
+}
+
+fn too_late(limit: Duration, what: &(dyn fmt::Display + Sync)) -> Failure {
+    let message = format!("not connected within {limit:?} ({what})");
+    Error::new(ErrorKind::Timeout, message).into()
 }
 
 /// Tries one address with each kind of encryption that the mode permits. What went wrong with those

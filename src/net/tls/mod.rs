@@ -5,6 +5,7 @@
 //! certificate that servers have but P-521. `benches/README.md` has the figures.
 
 pub(crate) mod problems;
+mod provider;
 mod verifier;
 mod x509;
 
@@ -13,8 +14,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::sign::any_supported_type;
-use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -123,7 +124,7 @@ pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
 }
 
 fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
-    let provider = Arc::new(provider());
+    let provider = Arc::new(provider::provider());
     let verifier = match &options.demand {
         Demand::Nothing => Verifier::anyone(&provider),
         Demand::Authority(roots) => verifier(roots, &provider, CheckNames::No)?,
@@ -145,19 +146,6 @@ fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
     };
     config.enable_sni = options.send_name;
     Ok(config)
-}
-
-/// ring, with the key exchange first that PostgreSQL's default `ssl_ecdh_curve` takes: a wrong guess
-/// costs a round trip.
-fn provider() -> CryptoProvider {
-    CryptoProvider {
-        kx_groups: vec![
-            ring::kx_group::SECP256R1,
-            ring::kx_group::X25519,
-            ring::kx_group::SECP384R1,
-        ],
-        ..ring::default_provider()
-    }
 }
 
 fn verifier(roots: &Roots, provider: &Arc<CryptoProvider>, names: CheckNames) -> Result<Verifier> {
