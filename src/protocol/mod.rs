@@ -56,7 +56,6 @@
 //! ```
 
 mod backend;
-mod base64;
 #[cfg(feature = "tls")]
 mod certificate;
 mod connection;

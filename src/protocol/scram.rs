@@ -53,12 +53,13 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hmac::digest::common::Key;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::base64;
 #[cfg(feature = "saslprep")]
 use super::saslprep::saslprep;
 
@@ -108,7 +109,7 @@ impl ChannelBinding {
         if let Self::TlsServerEndPoint(hash) = self {
             input.extend_from_slice(hash);
         }
-        base64::encode(&input)
+        STANDARD.encode(input)
     }
 }
 
@@ -130,7 +131,7 @@ impl ClientFirst {
     /// message.
     #[must_use]
     pub fn new(nonce: [u8; NONCE_BYTES], channel_binding: ChannelBinding) -> Self {
-        let nonce = base64::encode(&nonce);
+        let nonce = STANDARD.encode(nonce);
         Self { channel_binding, bare: format!("n=,r={nonce}"), nonce }
     }
 
@@ -327,7 +328,7 @@ impl ClientFinal {
 
         let server_key = Zeroizing::new(mac(&password, b"Server Key"));
         Self {
-            message: format!("{},p={}", transcript.without_proof, base64::encode(&proof)),
+            message: format!("{},p={}", transcript.without_proof, STANDARD.encode(proof)),
             key,
             server_signature: keyed(&*server_key).chain_update(auth_message),
         }
@@ -353,8 +354,9 @@ impl ClientFinal {
         let malformed = malformed(ServerMessage::Final);
         let message = text(data, ServerMessage::Final)?;
         let signature = message.strip_prefix("v=").ok_or(malformed("does not begin with v="))?;
-        let signature = base64::decode(signature)
-            .ok_or(malformed("has a signature that is not exactly one base64 text"))?;
+        let signature = STANDARD
+            .decode(signature)
+            .map_err(|_| malformed("has a signature that is not exactly one base64 text"))?;
         if signature.len() != HASH_BYTES {
             return Err(malformed("has a signature that is not 32 bytes long"));
         }
@@ -500,10 +502,10 @@ fn check_nonce<'a>(nonce: &'a str, client_nonce: &str) -> Result<&'a str, ScramE
 }
 
 fn parse_salt(salt: &str) -> Result<Vec<u8>, ScramError> {
-    match base64::decode(salt) {
-        Some(salt) if !salt.is_empty() => Ok(salt),
-        Some(_) => Err(malformed(ServerMessage::First)("has an empty salt")),
-        None => Err(malformed(ServerMessage::First)("has a salt that is not base64")),
+    match STANDARD.decode(salt) {
+        Ok(salt) if !salt.is_empty() => Ok(salt),
+        Ok(_) => Err(malformed(ServerMessage::First)("has an empty salt")),
+        Err(_) => Err(malformed(ServerMessage::First)("has a salt that is not base64")),
     }
 }
 
