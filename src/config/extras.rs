@@ -3,7 +3,8 @@
 /// What other clients read from the same string, and whose it is. None says where to connect or how
 /// safely: it can be ignored.
 ///
-/// First whose they are, then their names. The list is closed. A name that is close to one of these is probably a mistake in another one.
+/// First whose they are, then their names. The list is closed: a name that is close to one of these is
+/// probably a mistake in another one.
 const EXTRAS: &[(&str, &str)] = &[
     (
         "Prisma",
