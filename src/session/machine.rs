@@ -72,7 +72,7 @@ const CANNOT_LOCK: [&str; 3] = ["08P01", "0A000", "42883"];
 pub(super) const OPERATOR_INTERVENTION: &str = "57P";
 
 /// What a caller wants of the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// Waits for the lock, until this time if there is one.
     Lock(LockId, Option<Instant>),
@@ -84,9 +84,6 @@ pub(crate) enum Ask {
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
-    /// The same, after a request whose outcome took too long to be certain. Unless somebody still wants it,
-    /// this lock must not be held in the end.
-    Confirm(Option<LockId>, Box<Outcome>),
 }
 
 /// Whether a lock is in the books already.
@@ -162,8 +159,18 @@ pub(crate) struct Machine {
     lease: Option<Lease>,
     /// When the last request was sent.
     sent: Instant,
+    /// What a heartbeat is to confirm.
+    unconfirmed: Option<Box<Unconfirmed>>,
     state: State,
     last_words: Option<ServerError>,
+}
+
+/// An outcome that took too long to be certain.
+#[derive(Debug)]
+struct Unconfirmed {
+    outcome: Outcome,
+    /// What must not be held in the end, unless somebody still wants it.
+    lock: Option<LockId>,
 }
 
 #[derive(Debug)]
@@ -257,7 +264,15 @@ impl Machine {
         if let Means::Transaction { .. } = means {
             connection.expect_transactions();
         }
-        Self { connection, means, lease, sent: now, state: State::Idle, last_words: None }
+        Self {
+            connection,
+            means,
+            lease,
+            sent: now,
+            unconfirmed: None,
+            state: State::Idle,
+            last_words: None,
+        }
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
@@ -344,8 +359,10 @@ impl Machine {
     fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
         let latest = now + ANSWER_WITHIN;
         match (ask, &self.lease) {
+            (Ask::Heartbeat, Some(lease)) if self.unconfirmed.is_some() => {
+                latest.min(now + lease.certain_for())
+            }
             (Ask::Heartbeat, Some(lease)) => latest.min(lease.ends_at()),
-            (Ask::Confirm(..), Some(lease)) => latest.min(now + lease.certain_for()),
             _ => latest,
         }
     }
@@ -356,7 +373,7 @@ impl Machine {
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
-            Ask::Heartbeat | Ask::Confirm(..) => return self.means.heartbeat(&mut self.connection),
+            Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -430,12 +447,24 @@ impl Machine {
                         return Ok(Action::Done(outcome));
                     }
                 }
-                Next::Alive(outcome) => {
-                    self.check_transaction(&outcome)?;
+                Next::Alive { wanted } => {
                     self.renew_lease();
-                    self.state = State::Idle;
-                    self.check_lease(|| now)?;
-                    return Ok(Action::Done(outcome));
+                    let confirmed = self.unconfirmed.take().map(|unconfirmed| *unconfirmed);
+                    match confirmed {
+                        Some(Unconfirmed { outcome, lock: Some(lock) })
+                            if !wanted && outcome.holds() =>
+                        {
+                            let outcome = Outcome::NotAcquired;
+                            self.settle(Settling::unwanted(lock, outcome, now), now)?;
+                        }
+                        confirmed => {
+                            let outcome = confirmed.map_or(Outcome::Alive, |known| known.outcome);
+                            self.check_transaction(&outcome)?;
+                            self.state = State::Idle;
+                            self.check_lease(|| now)?;
+                            return Ok(Action::Done(outcome));
+                        }
+                    }
                 }
             }
         }
@@ -456,8 +485,8 @@ impl Machine {
             return Ok(Some(outcome));
         }
         self.state = State::Idle;
-        self.ask(Ask::Confirm(lock, Box::new(outcome)), now)
-            .map_err(|NotReady| unexpected_answer())?;
+        self.unconfirmed = Some(Box::new(Unconfirmed { outcome, lock }));
+        self.ask(Ask::Heartbeat, now).map_err(|NotReady| unexpected_answer())?;
         Ok(None)
     }
 
@@ -578,8 +607,8 @@ impl Machine {
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
-            State::Asked(Asked { ask, answer_by, answer: None, .. })
-                if ask.is_heartbeat() && *answer_by <= now =>
+            State::Asked(Asked { ask: Ask::Heartbeat, answer_by, answer: None, .. })
+                if *answer_by <= now =>
             {
                 let ttl = self.lease.map(|lease| lease.ttl());
                 Err(Loss::Expired(ttl.unwrap_or_default()))
@@ -613,7 +642,7 @@ impl Machine {
                 ask: ask @ (Ask::Lock(..) | Ask::Fence { .. }), answer, ..
             }) => {
                 self.state = State::Withdrawing(Withdrawing {
-                    ask: ask.clone(),
+                    ask: *ask,
                     answer: answer.take(),
                     cancel: Cancel::Due(now),
                     cancels_ended: 0,
@@ -649,8 +678,10 @@ enum Next {
     Settle(Settling),
     /// The request is over. Unless the outcome is wanted and says so, this lock must not be held.
     Done(Option<LockId>, Outcome),
-    /// The session gave a sign of life.
-    Alive(Outcome),
+    /// The session gave a sign of life; and whether anybody waited for it.
+    Alive {
+        wanted: bool,
+    },
 }
 
 impl Ask {
@@ -661,13 +692,8 @@ impl Ask {
             | Self::TryLock(lock)
             | Self::Unlock(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
-            Self::Confirm(lock, _) => *lock,
             Self::Fence { held: Held::Before, .. } | Self::Heartbeat => None,
         }
-    }
-
-    fn is_heartbeat(&self) -> bool {
-        matches!(self, Self::Heartbeat | Self::Confirm(..))
     }
 
     /// When something is due if there is no answer.
@@ -747,15 +773,9 @@ impl Asked {
         let done = |outcome| Ok(Next::Done(lock, outcome));
         let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
         match (self.ask, answer) {
-            (ask @ (Ask::Heartbeat | Ask::Confirm(..)), answer) => {
+            (Ask::Heartbeat, answer) => {
                 answer.check_sign_of_life(means)?;
-                match ask {
-                    Ask::Confirm(Some(lock), outcome) if !self.wanted && outcome.holds() => {
-                        settle(lock, Outcome::NotAcquired)
-                    }
-                    Ask::Confirm(_, outcome) => Ok(Next::Alive(*outcome)),
-                    _ => Ok(Next::Alive(Outcome::Alive)),
-                }
+                Ok(Next::Alive { wanted: self.wanted })
             }
             (Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.

@@ -168,7 +168,7 @@ impl World {
         for request in 0..REQUESTS {
             let asked_at = self.clock;
             let ask = self.ask(request, believed);
-            self.machine.ask(ask.clone(), self.now()).map_err(|error| error.to_string())?;
+            self.machine.ask(ask, self.now()).map_err(|error| error.to_string())?;
             let outcome = match self.see_through() {
                 Ok(outcome) => outcome,
                 Err(loss) => return self.check_loss(&loss, asked_at),
@@ -270,7 +270,7 @@ impl World {
             let at = self.clock + self.random.up_to(3_000);
             self.plan(at, Happening::CallerGoes(request));
         }
-        self.request.asked = Some(ask.clone());
+        self.request.asked = Some(ask);
         self.note(format_args!("request {request}: {ask:?}"));
         ask
     }
