@@ -78,6 +78,9 @@ pub(crate) enum Ask {
     Unlock(LockId),
     /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
     Fence { lock: LockId, held: Held },
+    /// Looks at the server without changing anything, by these statements. They have one row, which begins
+    /// with the process that answers.
+    Look(String),
 }
 
 /// Whether a lock is in the books already.
@@ -98,7 +101,7 @@ pub(crate) enum Outcome {
     NotAcquired,
     /// The lock is not held any more.
     Released,
-    /// The token's row.
+    /// The row that the query has.
     Row(Row),
     /// The server reported an error. The lock that was asked for is not held.
     Failed(ServerError),
@@ -135,6 +138,8 @@ pub(crate) enum Loss {
     NotServed,
     /// Another process answered than the one that holds the locks.
     Moved,
+    /// An error ended the transaction that held the lock.
+    RolledBack(ServerError),
     /// The server refused to release a lock that it may have granted.
     Unreleased(ServerError),
     /// The server does not hold a lock that the books say it holds.
@@ -300,6 +305,7 @@ impl Machine {
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
+            Ask::Look(sql) => return self.connection.script(sql),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -354,6 +360,7 @@ impl Machine {
     }
 
     fn advance(&mut self, now: Instant) -> Result<Action, Loss> {
+        let before = self.connection.transaction_status();
         self.receive(now)?;
         if self.connection.is_idle() {
             let state = std::mem::replace(&mut self.state, State::Over);
@@ -361,11 +368,11 @@ impl Machine {
                 Next::Stay(state) => self.state = state,
                 Next::Begun(asked, process_id) => self.go_on(asked, process_id, now)?,
                 Next::Settle(settling) => self.settle(settling)?,
-                Next::Done(lock, outcome) if self.leaves_transaction(&outcome) => {
+                Next::Done(Some(lock), outcome) if self.leaves_transaction(&outcome) => {
                     self.settle(Settling::unwanted(lock, outcome, now))?;
                 }
-                Next::Done(_, outcome) => {
-                    self.check_transaction(&outcome)?;
+                Next::Done(lock, outcome) => {
+                    self.check_transaction(lock, &outcome, before)?;
                     self.state = State::Idle;
                     return Ok(Action::Done(outcome));
                 }
@@ -376,7 +383,7 @@ impl Machine {
 
     /// Asks for the lock in the transaction that was opened for it, if somebody still wants it.
     fn go_on(&mut self, mut asked: Asked, begun_in: i32, now: Instant) -> Result<(), Loss> {
-        let lock = asked.ask.lock();
+        let lock = asked.ask.lock().ok_or_else(unexpected_answer)?;
         if let Means::Transaction { process_id, .. } = &mut self.means {
             *process_id = Some(begun_in);
         }
@@ -396,16 +403,23 @@ impl Machine {
             && self.means.is_open(&self.connection)
     }
 
-    /// A lock is held as long as its transaction is open, and no longer.
-    fn check_transaction(&self, outcome: &Outcome) -> Result<(), Loss> {
-        let expected = match (&self.means, outcome) {
-            (Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
+    /// A lock is held as long as its transaction is open, and no longer. What is about no lock leaves the
+    /// transaction as it was before; unless it fails, which ends the one that holds a lock.
+    fn check_transaction(
+        &self,
+        lock: Option<LockId>,
+        outcome: &Outcome,
+        before: TransactionStatus,
+    ) -> Result<(), Loss> {
+        let expected = match (lock, &self.means, outcome) {
+            (None, ..) => before,
+            (_, Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
             _ => TransactionStatus::Idle,
         };
-        if self.connection.transaction_status() == expected {
-            Ok(())
-        } else {
-            Err(unexpected_answer())
+        match outcome {
+            _ if self.connection.transaction_status() == expected => Ok(()),
+            Outcome::Failed(error) => Err(Loss::RolledBack(error.clone())),
+            _ => Err(unexpected_answer()),
         }
     }
 
@@ -457,6 +471,7 @@ impl Machine {
 
     /// Looks at the clock.
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
+        let is_lent = !self.holds_one_lock() || self.means.is_open(&self.connection);
         match self.state {
             State::Asked(Asked { ask: Ask::Lock(_, Some(until)), answer: None, .. })
             | State::Opening(Asked {
@@ -479,6 +494,11 @@ impl Machine {
                 asked @ Asked { ask: Ask::Lock(..), answer: None, wanted: true, .. },
             ) => Ok(Action::Wait { until: asked.ask.until(asked.answer_by) }),
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
+                Err(stuck_or(answer.take(), Loss::NotServed))
+            }
+            State::Asked(Asked { ask: Ask::Look(_), answer_by, answer, .. })
+                if !is_lent && *answer_by <= now =>
+            {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
@@ -544,18 +564,19 @@ enum Next {
     /// A transaction has begun in this process.
     Begun(Asked, i32),
     Settle(Settling),
-    /// The request for this lock is over.
-    Done(LockId, Outcome),
+    /// The request is over. Unless the outcome is wanted and says so, this lock must not be held.
+    Done(Option<LockId>, Outcome),
 }
 
 impl Ask {
-    /// The lock that it is about.
-    fn lock(&self) -> LockId {
+    /// The lock that must not be held in the end, unless the outcome says so and is wanted.
+    fn lock(&self) -> Option<LockId> {
         match self {
             Self::Lock(lock, _)
             | Self::TryLock(lock)
             | Self::Unlock(lock)
-            | Self::Fence { lock, .. } => *lock,
+            | Self::Fence { lock, held: Held::Newly } => Some(*lock),
+            Self::Fence { held: Held::Before, .. } | Self::Look(_) => None,
         }
     }
 
@@ -623,7 +644,7 @@ impl Asked {
                 Ok(Next::Begun(self, process_id.ok_or_else(unexpected_answer)?))
             }
             Some(Answer::Failed(error)) => {
-                let lock = self.ask.lock();
+                let lock = self.ask.lock().ok_or_else(unexpected_answer)?;
                 Ok(Next::Settle(Settling::unwanted(lock, Outcome::Failed(error), now)))
             }
             _ => Err(unexpected_answer()),
@@ -636,7 +657,8 @@ impl Asked {
         let done = |outcome| Ok(Next::Done(lock, outcome));
         let settle = |lock, outcome| Ok(Next::Settle(Settling::unwanted(lock, outcome, now)));
         match (self.ask, answer) {
-            (Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
+            (Ask::Look(_), Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
+            (Ask::Fence { .. } | Ask::Look(_), Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
@@ -683,7 +705,7 @@ impl Withdrawing {
             (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
             (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
                 (CallResult::Void, Reason::Unwanted) => Outcome::NotAcquired,
-                (CallResult::Void, _) => return Ok(Next::Done(*lock, Outcome::Acquired)),
+                (CallResult::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
                 _ => return Err(unexpected_answer()),
             },
             _ => return Err(unexpected_answer()),
@@ -728,9 +750,11 @@ impl Settling {
                 Ok(Next::Settle(Self { step: Settle::TryAgain, answer: None, ..self }))
             }
             (Settle::Unlock, CallResult::True | CallResult::False)
-            | (Settle::TryAgain, CallResult::False) => Ok(Next::Done(self.lock, self.outcome)),
+            | (Settle::TryAgain, CallResult::False) => {
+                Ok(Next::Done(Some(self.lock), self.outcome))
+            }
             (Settle::TryAgain, CallResult::True) if missed => {
-                Ok(Next::Done(self.lock, Outcome::Acquired))
+                Ok(Next::Done(Some(self.lock), Outcome::Acquired))
             }
             (Settle::TryAgain, CallResult::True) => self.unlock_again(),
             (_, CallResult::Void) => Err(unexpected_answer()),

@@ -102,6 +102,7 @@ async fn assert_locks_by_queries(calls: Calls, pooler: Pooler) {
     assert!(!soon(bob.lock_timeout(Duration::from_millis(50))).await.unwrap());
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
     assert!(soon(alice.try_lock_fenced()).await.unwrap().is_some(), "the session holds the lock");
+    assert_eq!(soon(bob.holders()).await.unwrap().count(), 1);
     soon(alice.unlock()).await.unwrap();
     soon(alice.unlock()).await.unwrap();
     assert!(soon(bob.try_lock()).await.unwrap());
