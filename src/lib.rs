@@ -29,6 +29,7 @@
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
+//! - [`Holders`] says who has a lock that is not free, and how many wait for it.
 //! - [`Locker`] is [`Lock`] as a trait, for tests without a server.
 //! - [`Error`] tells by its [`kind`](Error::kind) what failed, and by [`is_lost`](Error::is_lost) whether
 //!   the locks are gone.
@@ -68,6 +69,7 @@ mod config;
 mod der;
 mod error;
 mod fence;
+mod holders;
 mod key;
 mod lock;
 mod locker;
@@ -79,6 +81,7 @@ mod session;
 pub use config::{Config, Pooler, SslMode};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
+pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::{Canceller, Session};
 
@@ -210,6 +211,32 @@ impl Lock {
     /// As [`Session::unlock`]: a release that was sent takes place.
     pub async fn unlock_shared(&mut self) -> Result<()> {
         self.session.unlock(self.key, Mode::Shared).await
+    }
+
+    /// Asks the server who holds the key, and how many wait for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::holders`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(mut lock: pglock::Lock) -> pglock::Result<()> {
+    /// if !lock.try_lock().await? {
+    ///     // Such as: process 4711 of app "nightly" at 10.0.0.7 holds it exclusively since
+    ///     // 2026-11-25 02:10:03 UTC or earlier; 3 wait
+    ///     eprintln!("{}", lock.holders().await?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn holders(&mut self) -> Result<Holders> {
+        self.session.holders(self.key).await
     }
 
     /// A handle that ends this lock's waits from elsewhere.

@@ -66,6 +66,17 @@ impl Means {
         }
     }
 
+    /// Whether another process answered than the one that holds the locks, by a row that begins with its
+    /// number. A transaction stays where it is, and where none is open, any process may answer.
+    pub(super) fn is_elsewhere(&self, row: &[Option<String>]) -> bool {
+        match (self, row) {
+            (Self::Queries { process_id }, [Some(answering), ..]) => {
+                answering.parse() != Ok(*process_id)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a transaction is open in which the lock is, or may be, held.
     pub(super) fn is_open(&self, connection: &Connection) -> bool {
         matches!(self, Self::Transaction { .. })

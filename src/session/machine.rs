@@ -41,6 +41,8 @@ use super::advisory::{Function, LockId, Means};
 use super::lease::Lease;
 use crate::error::ServerError;
 use crate::fence::Fence;
+use crate::holders::Holders;
+use crate::key::Key;
 use crate::protocol::{CallResult, Connection, Event, NotReady, ProtocolError, TransactionStatus};
 
 /// How long the server may take to answer anything but a wait.
@@ -84,6 +86,9 @@ pub(crate) enum Ask {
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
+    /// Looks who holds the key, without changing anything, by statements that have one row. It begins with
+    /// the process that answers.
+    Holders(Key),
 }
 
 /// Whether a lock is in the books already.
@@ -104,7 +109,7 @@ pub(crate) enum Outcome {
     NotAcquired,
     /// The lock is not held any more.
     Released,
-    /// The token's row.
+    /// The row that the query has.
     Row(Row),
     /// The server reported an error. The lock that was asked for is not held.
     Failed(ServerError),
@@ -143,6 +148,8 @@ pub(crate) enum Loss {
     NotServed,
     /// Another process answered than the one that holds the locks.
     Moved,
+    /// An error ended the transaction that held the lock.
+    RolledBack(ServerError),
     /// The server refused to release a lock that it may have granted.
     Unreleased(ServerError),
     /// The server does not hold a lock that the books say it holds.
@@ -374,6 +381,7 @@ impl Machine {
             Ask::Unlock(lock) => (Function::Unlock, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
             Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
+            Ask::Holders(key) => return self.connection.script(&Holders::query(*key)),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -431,6 +439,7 @@ impl Machine {
     }
 
     fn advance(&mut self, now: Instant) -> Result<Action, Loss> {
+        let before = self.connection.transaction_status();
         self.receive(now)?;
         if self.connection.is_idle() {
             let state = std::mem::replace(&mut self.state, State::Over);
@@ -442,24 +451,23 @@ impl Machine {
                     self.settle(Settling::unwanted(lock, outcome, now), now)?;
                 }
                 Next::Done(lock, outcome) => {
-                    self.check_transaction(&outcome)?;
+                    self.check_transaction(lock, &outcome, before)?;
                     if let Some(outcome) = self.confirm(lock, outcome, now)? {
                         return Ok(Action::Done(outcome));
                     }
                 }
                 Next::Alive { wanted } => {
                     self.renew_lease();
-                    let confirmed = self.unconfirmed.take().map(|unconfirmed| *unconfirmed);
-                    match confirmed {
-                        Some(Unconfirmed { outcome, lock: Some(lock) })
-                            if !wanted && outcome.holds() =>
-                        {
+                    let known = self.unconfirmed.take().map(|known| *known);
+                    let known =
+                        known.unwrap_or(Unconfirmed { outcome: Outcome::Alive, lock: None });
+                    match known {
+                        Unconfirmed { outcome, lock: Some(lock) } if !wanted && outcome.holds() => {
                             let outcome = Outcome::NotAcquired;
                             self.settle(Settling::unwanted(lock, outcome, now), now)?;
                         }
-                        confirmed => {
-                            let outcome = confirmed.map_or(Outcome::Alive, |known| known.outcome);
-                            self.check_transaction(&outcome)?;
+                        Unconfirmed { outcome, lock } => {
+                            self.check_transaction(lock, &outcome, before)?;
                             self.state = State::Idle;
                             self.check_lease(|| now)?;
                             return Ok(Action::Done(outcome));
@@ -519,18 +527,23 @@ impl Machine {
             && self.means.is_open(&self.connection)
     }
 
-    /// A lock is held as long as its transaction is open, and no longer.
-    fn check_transaction(&self, outcome: &Outcome) -> Result<(), Loss> {
-        let expected = match (&self.means, outcome) {
-            (Means::Transaction { .. }, Outcome::Acquired | Outcome::Alive) => {
-                TransactionStatus::InTransaction
-            }
+    /// A lock is held as long as its transaction is open, and no longer. What is about no lock leaves the
+    /// transaction as it was before; unless it fails, which ends the one that holds a lock.
+    fn check_transaction(
+        &self,
+        lock: Option<LockId>,
+        outcome: &Outcome,
+        before: TransactionStatus,
+    ) -> Result<(), Loss> {
+        let expected = match (lock, &self.means, outcome) {
+            (None, ..) => before,
+            (_, Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
             _ => TransactionStatus::Idle,
         };
-        if self.connection.transaction_status() == expected {
-            Ok(())
-        } else {
-            Err(unexpected_answer())
+        match outcome {
+            _ if self.connection.transaction_status() == expected => Ok(()),
+            Outcome::Failed(error) => Err(Loss::RolledBack(error.clone())),
+            _ => Err(unexpected_answer()),
         }
     }
 
@@ -583,6 +596,7 @@ impl Machine {
 
     /// Looks at the clock.
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
+        let is_lent = !self.holds_one_lock() || self.means.is_open(&self.connection);
         match self.state {
             State::Asked(Asked { ask: Ask::Lock(_, Some(until)), answer: None, .. })
             | State::Opening(Asked {
@@ -612,6 +626,11 @@ impl Machine {
             {
                 let ttl = self.lease.map(|lease| lease.ttl());
                 Err(Loss::Expired(ttl.unwrap_or_default()))
+            }
+            State::Asked(Asked { ask: Ask::Holders(_), answer_by, answer, .. })
+                if !is_lent && *answer_by <= now =>
+            {
+                Err(stuck_or(answer.take(), Loss::NotServed))
             }
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
                 let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
@@ -692,7 +711,7 @@ impl Ask {
             | Self::TryLock(lock)
             | Self::Unlock(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
-            Self::Fence { held: Held::Before, .. } | Self::Heartbeat => None,
+            Self::Fence { held: Held::Before, .. } | Self::Holders(_) | Self::Heartbeat => None,
         }
     }
 
@@ -777,7 +796,8 @@ impl Asked {
                 answer.check_sign_of_life(means)?;
                 Ok(Next::Alive { wanted: self.wanted })
             }
-            (Ask::Fence { .. }, Answer::Row(row)) => done(Outcome::Row(row)),
+            (Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
+            (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
@@ -903,7 +923,7 @@ impl Answer {
     /// holds the lock.
     fn check_sign_of_life(self, means: &Means) -> Result<(), Loss> {
         match (self, means) {
-            (Self::Failed(error), Means::Transaction { .. }) => Err(Loss::Ended(error)),
+            (Self::Failed(error), Means::Transaction { .. }) => Err(Loss::RolledBack(error)),
             (Self::Failed(_), _) => Ok(()),
             (answer, _) => match answer.of(means)? {
                 CallResult::False => Ok(()),

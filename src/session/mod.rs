@@ -45,6 +45,7 @@ use self::wire::{Rest, Wire, now};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 pub use canceller::Canceller;
 
@@ -300,6 +301,51 @@ impl Session {
         }
     }
 
+    /// Asks the server who holds the key, and how many wait for it. This session counts as well.
+    ///
+    /// Nothing is locked or released. It takes a round trip, in which the server goes through its lists of
+    /// all locks and sessions: ask when something is amiss, not in a loop.
+    ///
+    /// Through a pooler, a session that holds a lock asks in the transaction that holds it, which an error
+    /// of the server ends: the session is lost then. One that holds none needs a server connection of the
+    /// pool for a moment, and is lost if none becomes free in 30 s.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Server`] if the server refuses, [`ErrorKind::OutOfLockMemory`] if it has no room to
+    /// look, after which the session can be used further; or one of a lost session:
+    /// [`Error::is_lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing. The session's next call waits for the answer.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use pglock::{Mode, Session};
+    /// # async fn example(mut session: Session) -> pglock::Result<()> {
+    /// if !session.try_lock("accounts", Mode::Exclusive).await? {
+    ///     for holder in session.holders("accounts").await?.holders() {
+    ///         eprintln!("{holder}");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn holders(&mut self, key: impl Into<Key>) -> Result<Holders> {
+        let key = key.into();
+        self.settled().await?;
+        let holders = match self.perform(Ask::Holders(key), None).await? {
+            Outcome::Failed(error) => {
+                return Err(self.refused(&format!("holders of key {key}"), error));
+            }
+            Outcome::Row(row) => Holders::from_row(&row),
+            _ => None,
+        };
+        holders.ok_or_else(|| self.gone(unreadable_holders()))
+    }
+
     /// How many levels of the lock the session holds, as far as it knows: see
     /// [`lost`](Session::lost).
     #[must_use]
@@ -517,7 +563,7 @@ impl Session {
                 }
                 Ok(fence)
             }
-            Outcome::Failed(error) => Err(self.refused(lock, error)),
+            Outcome::Failed(error) => Err(self.lock_refused(lock, error)),
             _ if wait.is_some_and(Cancellable::is_asked) => Err(cancelled(lock)),
             Outcome::Acquired | Outcome::NotAcquired | Outcome::Released | Outcome::Alive => {
                 Err(no_fence(lock))
@@ -528,7 +574,7 @@ impl Session {
     fn acquired(&self, lock: LockId, outcome: Outcome) -> Result<bool> {
         match outcome {
             Outcome::Acquired => Ok(true),
-            Outcome::Failed(error) => Err(self.refused(lock, error)),
+            Outcome::Failed(error) => Err(self.lock_refused(lock, error)),
             Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) | Outcome::Alive => {
                 Ok(false)
             }
@@ -626,7 +672,12 @@ impl Session {
         error
     }
 
-    fn refused(&self, lock: LockId, error: ServerError) -> Error {
+    fn lock_refused(&self, lock: LockId, error: ServerError) -> Error {
+        self.refused(&format!("{} lock on key {}", lock.mode, lock.key), error)
+    }
+
+    /// The server refused what was asked for.
+    fn refused(&self, what: &str, error: ServerError) -> Error {
         let (kind, message) = match error.sqlstate() {
             DEADLOCK_DETECTED => (
                 ErrorKind::Deadlock,
@@ -648,9 +699,7 @@ impl Session {
             Place::Here(wire) => wire.peer_name(),
             Place::Away(_) | Place::Gone(_) => "the server",
         };
-        Error::new(kind, message)
-            .context(format!("{} lock on key {} at {peer}", lock.mode, lock.key))
-            .with_server(error)
+        Error::new(kind, message).context(format!("{what} at {peer}")).with_server(error)
     }
 }
 
@@ -715,6 +764,11 @@ fn no_fence(lock: LockId) -> Error {
 fn unreadable_fence() -> Error {
     Error::new(ErrorKind::Protocol, "the server gave a position in its log that cannot be read")
         .lost()
+}
+
+/// A server that makes no sense is not to be trusted with locks.
+fn unreadable_holders() -> Error {
+    Error::new(ErrorKind::Protocol, "the server gave holders of a key that cannot be read").lost()
 }
 
 fn unsupported(lock: LockId, message: &'static str) -> Error {

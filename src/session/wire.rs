@@ -358,6 +358,9 @@ impl Wire {
                 "another server process answered than the one that holds the locks; the pooler shares \
                  its sessions: leave Config::pooler at Auto, or connect to the server directly",
             ),
+            Loss::RolledBack(server) => self
+                .error(ErrorKind::Lost, "an error ended the transaction that held the lock")
+                .with_server(server),
             Loss::Unreleased(server) => self
                 .error(
                     ErrorKind::Lost,

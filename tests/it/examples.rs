@@ -83,7 +83,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 12] = [
+const EXPECTED: [(&str, &str); 13] = [
     (
         "basic",
         "\
@@ -95,6 +95,18 @@ unlock: level 0
 another session tries: true
 unlock: exclusive lock on key 4165636264736693298: not held by this session, so there is nothing to release
 the other session closes; lock tries: true
+",
+    ),
+    (
+        "holders",
+        "\
+holders: 0, waiting: 0
+holders: 1, waiting: 0
+  example-nightly (exclusive)
+holders: 1, waiting: 1
+  example-nightly (exclusive)
+holders: 1, waiting: 0
+  example-report (exclusive)
 ",
     ),
     (

@@ -18,6 +18,7 @@ mod cluster;
 mod examples;
 mod failover;
 mod fences;
+mod holders;
 mod hostile;
 mod leases;
 mod pooler;

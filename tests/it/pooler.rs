@@ -268,6 +268,67 @@ async fn a_password_is_no_hindrance() {
     }
 }
 
+#[tokio::test]
+async fn a_holder_is_told_behind_a_pooler() {
+    for way in WAYS {
+        let Contest { pool, mut alice, mut bob } = Contest::new(way).await;
+        let name = pool.stage.application_name("alice");
+        // Alice asks in the transaction that holds the lock, Bob outside of any.
+        for lock in [&mut alice, &mut bob] {
+            let holders = soon(lock.holders()).await.unwrap();
+            let [holder] = holders.holders() else { panic!("{holders:?}") };
+            assert_eq!(holder.application_name(), Some(name.as_str()), "{way:?}");
+            assert!(holder.process_id().is_some() && holder.since().is_some(), "{holders}");
+        }
+        Contest { pool, alice, bob }.assert_over().await;
+    }
+}
+
+/// In a transaction, the server shows its sessions as they were when it was first asked for them.
+#[tokio::test]
+async fn who_came_later_is_told_in_the_same_transaction() {
+    for way in WAYS {
+        let pool = Pool::of(way.0, way.1, 1);
+        let mut alice = pool.lock("alice").await;
+        alice.lock_shared().await.unwrap();
+        let mut others = Vec::new();
+        for (number, actor) in (2..).zip(["bob", "carol"]) {
+            let mut other = pool.stage.lock(actor).await;
+            other.lock_shared().await.unwrap();
+            let holders = alice.holders().await.unwrap();
+            let name = pool.stage.application_name(actor);
+            assert!(holders.to_string().contains(&name), "{way:?}: {holders}");
+            assert_eq!(holders.count(), number);
+            others.push(other);
+        }
+    }
+}
+
+/// Alice has the only server connection of the pool. Bob, who gives up, loses no more than a session that
+/// holds nothing.
+#[tokio::test]
+async fn who_asks_for_the_holder_and_is_not_served_is_told() {
+    let mut pool = Pool::new(1);
+    let (mut alice, mut bob) = (pool.lock("alice").await, pool.lock("bob").await);
+    alice.lock().await.unwrap();
+    assert!(timeout(SHORT, bob.holders()).await.is_err());
+    let error = soon(bob.holders()).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_lost()), (ErrorKind::Timeout, true), "{error}");
+    assert!(error.to_string().contains("the pooler had no free server connection"), "{error}");
+    assert_eq!(pool.stage.locks(), ["alice holds exclusive"]);
+    alice.unlock().await.unwrap();
+}
+
+#[tokio::test]
+async fn asking_for_the_holder_behind_a_pooler_is_dropped_at_every_poll() {
+    for way in WAYS {
+        let mut contest = Contest::new(way).await;
+        let asked = contest.drop_at_every_poll(async |bob| bob.holders().await).await;
+        assert_eq!(asked.unwrap().count(), 1);
+        contest.assert_over().await;
+    }
+}
+
 /// A key that Alice holds and Bob will want, both behind a pooler with a server connection for each.
 struct Contest {
     pool: Pool,

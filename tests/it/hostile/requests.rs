@@ -5,10 +5,10 @@ use pglock::{Lock, Mode};
 
 use super::{assert_error, assert_lost, assert_tells_no_secret, told};
 use crate::scripted::messages::{
-    boolean, error, fatal, header, message, notice, parameter_status, ready_for_query, returned,
-    returned_null, void,
+    boolean, command_complete, error, fatal, header, message, notice, one_row, parameter_status,
+    ready_for_query, returned, returned_null, row_description, void,
 };
-use crate::scripted::{Backend, LOCK, PASSWORD, Script, TRY_LOCK, UNLOCK, timely};
+use crate::scripted::{Backend, LOCK, PASSWORD, Script, TRY_LOCK, UNLOCK, VERSION, timely};
 
 /// A session whose client has the lock.
 fn holder() -> Script {
@@ -411,4 +411,46 @@ async fn no_secret_shows_anywhere() {
     assert_tells_no_secret(&(&session, &canceller, &error, told(&error)));
     assert!(!error.to_string().contains(PASSWORD));
     backend.done().await;
+}
+
+/// Is asked who holds the key, and answers with this row.
+fn tells_holders(script: Script, row: &[Option<&str>]) -> Script {
+    let nothing = [row_description(0), command_complete()].concat();
+    script.hears_type(b'Q').says([nothing, one_row(row)].concat()).ready()
+}
+
+#[tokio::test]
+async fn holders_that_cannot_be_read_end_the_session() {
+    for row in [
+        &[Some("4711")][..],
+        &[Some("4711"), None, Some("0"), None],
+        &[Some("4711"), Some("0"), Some("many"), None],
+        &[Some("4711"), Some("0"), Some("1"), Some("somebody")],
+    ] {
+        let backend = tells_holders(holder(), row).left().play().await;
+        let mut lock = hold(&backend).await;
+        let error = timely(lock.holders()).await.unwrap_err();
+        backend.done().await;
+        assert_lost(lock, error, Protocol, "holders of a key that cannot be read").await;
+    }
+    let rows = [one_row(&[Some("4711"), Some("0"), Some("0"), None]), one_row(&[])].concat();
+    let backend = holder().hears_type(b'Q').says(rows).ready().left().play().await;
+    let mut lock = hold(&backend).await;
+    let error = timely(lock.holders()).await.unwrap_err();
+    backend.done().await;
+    assert_lost(lock, error, Protocol, "during a request that cannot have it").await;
+}
+
+#[tokio::test]
+async fn holders_told_by_another_process_end_the_session() {
+    let introduction = one_row(&[Some(VERSION), Some("false"), Some("4711")]);
+    let script = Script::new().login().refuses_calls().says(introduction).ready();
+    let script = tells_holders(script, &[Some("4711"), Some("2"), Some("0"), None]);
+    let script = tells_holders(script, &[Some("4712"), Some("0"), Some("0"), None]).left();
+    let backend = script.play().await;
+    let mut lock = backend.connect().await.unwrap();
+    assert_eq!(timely(lock.holders()).await.unwrap().waiting(), 2);
+    let error = timely(lock.holders()).await.unwrap_err();
+    backend.done().await;
+    assert_lost(lock, error, Lost, "another server process answered").await;
 }
