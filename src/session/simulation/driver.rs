@@ -29,15 +29,17 @@ pub(super) enum Defect {
 }
 
 impl Defect {
-    pub(super) const ALL: [Self; 8] = [
-        Self::TrustsCanceled,
-        Self::TrustsFailedUnlock,
-        Self::LeavesCancelOpen,
-        Self::CancelsOnce,
-        Self::ForgetsLateGrant,
-        Self::KeepsForTheGone,
-        Self::MissesLastWords,
-        Self::Oversleeps,
+    /// Each, with what the simulation has to say of it.
+    pub(super) const ALL: [(Self, &str); 8] = [
+        (Self::TrustsCanceled, "believed held: false"),
+        (Self::TrustsFailedUnlock, "believed held: false"),
+        (Self::LeavesCancelOpen, "a signal hit a later request"),
+        (Self::CancelsOnce, "Unsettled(10s) after 10."),
+        (Self::ForgetsLateGrant, "believed held: false, on the server: 1"),
+        (Self::KeepsForTheGone, "acquired for nobody"),
+        // The session is over, but for another reason than the server gave, or too late.
+        (Self::MissesLastWords, " after "),
+        (Self::Oversleeps, " after "),
     ];
 }
 

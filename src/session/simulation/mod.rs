@@ -57,7 +57,7 @@ fn books_and_server_agree_when_a_transaction_holds_the_lock() {
 
 #[test]
 fn each_planted_defect_is_found_and_its_script_replays_it() {
-    for defect in Defect::ALL {
+    for (defect, expected) in Defect::ALL {
         for means in [calls(), queries(), transactions()] {
             let world = |seed| World::new(seed, means.clone(), Some(defect));
             let found =
@@ -66,6 +66,7 @@ fn each_planted_defect_is_found_and_its_script_replays_it() {
                 panic!("{defect:?}, {means:?}: not found in {SEEDS_FOR_DEFECT} seeds");
             };
             println!("{defect:?}, {means:?}: found by seed {seed}: {problem}");
+            assert!(problem.contains(expected), "{problem}, not {expected}");
             let script = world(seed).script();
             assert!(script.trim_end().ends_with(&problem), "{problem}, but again:\n{script}");
         }
