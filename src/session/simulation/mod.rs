@@ -4,12 +4,18 @@
 //! signals that come early, late or never, and answers cut anywhere. Where a pooler stands before the
 //! server, its pool may be empty for a while, or it lends the session another process than before.
 //! After each request, what the client believes is compared with what the server knows. A failing seed
-//! prints what happened.
+//! prints what happened. For a million seeds of each kind:
+//!
+//! ```sh
+//! PGLOCK_SEEDS=1000000 cargo test --release --lib simulation
+//! ```
 //!
 //! [`server`] is one process of the server: commands in, answers out. [`pooler`] says which of them the
 //! session has. [`world`] is everything that takes time: the machine, its caller, the wire, and whoever
-//! else wants the lock.
+//! else wants the lock. [`driver`] stands between the machine and the world, where defects are planted to
+//! show that they are found.
 
+mod driver;
 mod pooler;
 mod server;
 mod world;
@@ -20,12 +26,15 @@ use self::Case::{
     Confirmed, HiddenGrant, LateGrant, LeftQueue, Lost, LostCancel, Moved, NotServed, Queued,
     Refused, Regained, RepeatedCancel,
 };
+use self::driver::Defect;
 use self::world::World;
 use super::advisory::{LockId, Means};
 use crate::key::{Key, Mode};
 
 const LOCK: LockId = LockId { key: Key::bigint(42), mode: Mode::Exclusive };
 const SEEDS: u64 = 20_000;
+/// In how many a defect has to show itself.
+const SEEDS_FOR_DEFECT: u64 = 1_000;
 const REQUESTS: u32 = 6;
 
 /// What comes up whatever holds the lock.
@@ -34,28 +43,56 @@ const USUAL: [Case; 7] =
 
 #[test]
 fn books_and_server_agree_when_a_session_holds_the_lock() {
-    simulate(&Means::Calls, &[HiddenGrant]);
+    simulate(&calls(), &[HiddenGrant]);
 }
 
 #[test]
 fn books_and_server_agree_when_a_process_lent_for_the_session_holds_the_lock() {
-    simulate(&Means::Queries { process_id: server::HOME }, &[HiddenGrant, Moved]);
+    simulate(&queries(), &[HiddenGrant, Moved]);
 }
 
 #[test]
 fn books_and_server_agree_when_a_transaction_holds_the_lock() {
-    let begin = String::from(server::BEGIN);
-    let means = Means::Transaction { begin, process_id: None };
-    simulate(&means, &[Queued, LeftQueue, NotServed]);
+    simulate(&transactions(), &[Queued, LeftQueue, NotServed]);
+}
+
+#[test]
+fn each_planted_defect_is_found_and_its_script_replays_it() {
+    for (defect, expected) in Defect::ALL {
+        for means in [calls(), queries(), transactions()] {
+            let world = |seed| World::new(seed, means.clone(), Some(defect));
+            let found =
+                (0..SEEDS_FOR_DEFECT).find_map(|seed| Some((seed, world(seed).run().err()?)));
+            let Some((seed, problem)) = found else {
+                panic!("{defect:?}, {means:?}: not found in {SEEDS_FOR_DEFECT} seeds");
+            };
+            println!("{defect:?}, {means:?}: found by seed {seed}: {problem}");
+            assert!(problem.contains(expected), "{problem}, not {expected}");
+            let script = world(seed).script();
+            assert!(script.trim_end().ends_with(&problem), "{problem}, but again:\n{script}");
+        }
+    }
+}
+
+fn calls() -> Means {
+    Means::Calls
+}
+
+fn queries() -> Means {
+    Means::Queries { process_id: server::HOME }
+}
+
+fn transactions() -> Means {
+    Means::Transaction { begin: String::from(server::BEGIN), process_id: None }
 }
 
 fn simulate(means: &Means, unusual: &[Case]) {
     let seeds = std::env::var("PGLOCK_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
     let mut seen = BTreeMap::new();
     for seed in 0..seeds.unwrap_or(SEEDS) {
-        let mut world = World::new(seed, means.clone());
+        let mut world = World::new(seed, means.clone(), None);
         if let Err(problem) = world.run() {
-            let script = World::new(seed, means.clone()).script();
+            let script = World::new(seed, means.clone(), None).script();
             panic!("{means:?}, seed {seed}: {problem}\n{script}");
         }
         for case in world.seen() {

@@ -11,7 +11,7 @@ pub(super) const QUERY_CANCELED: &str = "57014";
 /// By some timeout that is set on the server.
 pub(super) const TIMEOUT: &str = "55P03";
 const IN_FAILED_TRANSACTION: &str = "25P02";
-const ADMIN_SHUTDOWN: &str = "57P01";
+pub(super) const ADMIN_SHUTDOWN: &str = "57P01";
 
 /// A process, and what it holds.
 #[derive(Debug)]

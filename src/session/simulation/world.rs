@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use std::fmt::{Arguments, Debug, Formatter, Write};
 use std::time::{Duration, Instant};
 
+use super::driver::{Defect, Driver};
 use super::pooler::Pooler;
 use super::server::{Command, QUERY_CANCELED, TIMEOUT, Transaction};
 use super::{Case, LOCK, REQUESTS, Random};
@@ -82,7 +83,7 @@ pub(super) struct World {
     planned: u64,
 
     means: Means,
-    machine: Machine,
+    driver: Driver,
     /// The last time at which the machine wanted to be polled.
     alarm: Option<Instant>,
     request: Request,
@@ -103,11 +104,11 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, means: Means) -> Self {
+    pub(super) fn new(seed: u64, means: Means, defect: Option<Defect>) -> Self {
         let epoch = Instant::now();
-        // Every other session has one.
-        let lease = (seed % 2 == 1).then(|| Lease::new(LEASE, epoch));
-        let machine = Machine::new(logged_in(), means.clone(), lease, epoch);
+        // Every other session has one. It would find some of the defects out in its own way.
+        let lease = (seed % 2 == 1 && defect.is_none()).then(|| Lease::new(LEASE, epoch));
+        let driver = Driver::new(Machine::new(logged_in(), means.clone(), lease, epoch), defect);
         let mut world = Self {
             random: Random(seed),
             clock: 0,
@@ -115,7 +116,7 @@ impl World {
             agenda: BinaryHeap::new(),
             planned: 0,
             means,
-            machine,
+            driver,
             alarm: None,
             request: Request::default(),
             doing: Doing::Reads,
@@ -155,7 +156,9 @@ impl World {
     /// What happens in a run, for whoever has to find out why.
     pub(super) fn script(mut self) -> String {
         self.script = Some(String::new());
-        let _ = self.run();
+        if let Err(problem) = self.run() {
+            self.note(format_args!("{problem}"));
+        }
         self.script.unwrap_or_default()
     }
 
@@ -168,7 +171,7 @@ impl World {
         for request in 0..REQUESTS {
             let asked_at = self.clock;
             let ask = self.ask(request, believed);
-            self.machine.ask(ask, self.now()).map_err(|error| error.to_string())?;
+            self.driver.ask(ask, self.now()).map_err(|error| error.to_string())?;
             let outcome = match self.see_through() {
                 Ok(outcome) => outcome,
                 Err(loss) => return self.check_loss(&loss, asked_at),
@@ -208,7 +211,7 @@ impl World {
         if held != u32::from(believed) {
             return Err(format!("believed held: {believed}, on the server: {held}"));
         }
-        let in_transaction = believed && self.machine.holds_one_lock();
+        let in_transaction = believed && self.driver.holds_one_lock();
         let expected = if in_transaction { Transaction::Open } else { Transaction::None };
         if transaction != expected {
             return Err(format!("believed held: {believed}, the transaction: {transaction:?}"));
@@ -248,7 +251,7 @@ impl World {
     fn ask(&mut self, request: u32, held: bool) -> Ask {
         self.request = Request { number: request, ..Request::default() };
         let soon = self.clock + self.random.up_to(8_000);
-        let wants_heartbeat = self.machine.heartbeat_due().is_some() && self.random.one_in(4);
+        let wants_heartbeat = self.driver.wants_heartbeats() && self.random.one_in(4);
         let ask = match (held, self.random.up_to(4)) {
             _ if wants_heartbeat => Ask::Heartbeat,
             (true, _) => Ask::Unlock(LOCK),
@@ -278,7 +281,7 @@ impl World {
     /// Drives the machine until the request is over.
     fn see_through(&mut self) -> Result<Outcome, Loss> {
         loop {
-            match self.poll()? {
+            match self.driver.poll(self.now())? {
                 Action::Done(outcome) => {
                     let late = self.request.cancels > 0 && outcome == Outcome::Acquired;
                     self.see_if(late, Case::Regained);
@@ -294,14 +297,6 @@ impl World {
         }
     }
 
-    /// As the wire does it.
-    fn poll(&mut self) -> Result<Action, Loss> {
-        match self.machine.take_outcome() {
-            Some(outcome) => Ok(Action::Done(outcome)),
-            None => self.machine.poll(self.now()),
-        }
-    }
-
     fn set_alarm(&mut self, until: Option<Instant>) {
         if self.alarm != until {
             self.alarm = until;
@@ -313,9 +308,8 @@ impl World {
     }
 
     fn send(&mut self) {
-        let bytes = self.machine.connection().outgoing().to_vec();
+        let bytes = self.driver.send();
         if !bytes.is_empty() {
-            self.machine.connection().sent(bytes.len());
             let delay = self.random.up_to(900);
             self.reaches_server_by = self.reaches_server_by.max(self.clock + delay);
             self.plan(self.reaches_server_by, Happening::ReachesServer(Bytes(bytes)));
@@ -347,11 +341,9 @@ impl World {
                 self.received.extend(bytes);
                 self.run_next_command();
             }
-            Happening::ReachesClient(Bytes(bytes)) => {
-                self.machine.connection().received().extend_from_slice(&bytes);
-            }
+            Happening::ReachesClient(Bytes(bytes)) => self.driver.receive(&bytes),
             Happening::SignalReachesProcess(request) => self.signal(request),
-            Happening::CancelSocketEnds => self.machine.cancel_ended(self.now()),
+            Happening::CancelSocketEnds => self.driver.cancel_ended(self.now()),
             Happening::CommandEnds => self.end_command(),
             Happening::OtherTakes => self.other_takes(),
             Happening::OtherReleases => self.other_releases(),
@@ -359,12 +351,12 @@ impl World {
             Happening::PoolFills => self.pool_fills(),
             Happening::CallerCancels(of) if of == self.request.number => {
                 self.gives_up();
-                self.machine.cancel(self.now());
+                self.driver.cancel(self.now());
             }
             Happening::CallerGoes(of) if of == self.request.number => {
                 self.gives_up();
                 self.request.caller_gone = true;
-                self.machine.abandon(self.now());
+                self.driver.abandon(self.now());
             }
             Happening::CallerCancels(_) | Happening::CallerGoes(_) | Happening::ClockReaches => {}
             Happening::ServerShutsDown => {
@@ -397,8 +389,7 @@ impl World {
         if command.begins() {
             self.queue(command);
         } else {
-            if self.machine.holds_one_lock() && self.pooler.home.transaction() == Transaction::None
-            {
+            if self.driver.holds_one_lock() && self.pooler.home.transaction() == Transaction::None {
                 self.problem = Some("asked outside a transaction");
             }
             self.start(command);
@@ -506,7 +497,7 @@ impl World {
 
     /// Whatever ends a wait, the lock may have been granted a moment before. A session then keeps it.
     fn fail(&mut self, command: &Command, sqlstate: &str) {
-        let may_keep = command.is_wait() && !self.machine.holds_one_lock();
+        let may_keep = command.is_wait() && !self.driver.holds_one_lock();
         if may_keep && self.random.one_in(4) {
             if std::mem::take(&mut self.other_holds) {
                 self.plan_other();
