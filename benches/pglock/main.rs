@@ -16,6 +16,7 @@ mod cancel;
 mod connect;
 mod decoder;
 mod hand_over;
+mod loss;
 mod round_trip;
 mod server;
 mod stacked;

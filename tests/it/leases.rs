@@ -1,15 +1,10 @@
 //! Leases: the server ends a silent session, and its holder knows before that.
 
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pglock::{Error, ErrorKind, Lock, Mode, Session, SslMode};
-use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, eventually, role};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Traffic, eventually, role};
 use tokio::time::sleep;
 
 use crate::stage::{PATIENCE, Stage, soon};
@@ -135,48 +130,6 @@ async fn a_wait_of_any_length_is_not_silent() {
     assert_eq!(stage.locks(), ["carol holds exclusive"]);
 }
 
-/// A network between a client and the server that all tests share, which can fall silent.
-struct Network {
-    port: u16,
-    is_silent: Arc<AtomicBool>,
-}
-
-impl Network {
-    async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let is_silent = Arc::new(AtomicBool::new(false));
-        let silence = Arc::clone(&is_silent);
-        tokio::spawn(async move {
-            loop {
-                let (client, _) = listener.accept().await.unwrap();
-                let server = ("127.0.0.1", Cluster::default_cluster().port());
-                let server = TcpStream::connect(server).await.unwrap();
-                let (from_client, to_client) = client.into_split();
-                let (from_server, to_server) = server.into_split();
-                tokio::spawn(carry(from_client, to_server, Arc::clone(&silence)));
-                tokio::spawn(carry(from_server, to_client, Arc::clone(&silence)));
-            }
-        });
-        Self { port, is_silent }
-    }
-}
-
-/// Carries bytes one way until the network falls silent: from then on, not even an end is told.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_silent: Arc<AtomicBool>) {
-    let mut bytes = [0; 1024];
-    loop {
-        let read = from.read(&mut bytes).await;
-        if is_silent.load(Ordering::Relaxed) {
-            return std::future::pending().await;
-        }
-        match read {
-            Ok(count @ 1..) => to.write_all(&bytes[..count]).await.unwrap(),
-            _ => return,
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_holder_behind_a_silent_network_stops_before_the_next_one_starts() {
     const ROUNDS: u32 = 3;
@@ -207,9 +160,9 @@ async fn held_up() {
 /// Cuts a holder off. Returns when it stopped, and when the next one started.
 async fn stop_and_start() -> (Instant, Instant) {
     let mut stage = Stage::new();
-    let network = Network::new().await;
+    let proxy = Proxy::start(Cluster::default_cluster().port());
     let mut config = stage.config("alice");
-    config.hosts([("127.0.0.1", network.port)]).sslmode(SslMode::Disable).lease(LONGER_LEASE);
+    config.hosts([("127.0.0.1", proxy.port())]).sslmode(SslMode::Disable).lease(LONGER_LEASE);
     let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
     alice.lock().await.unwrap();
     let holding = tokio::spawn(async move {
@@ -222,7 +175,7 @@ async fn stop_and_start() -> (Instant, Instant) {
         (Instant::now(), bob)
     });
     stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
-    network.is_silent.store(true, Ordering::Relaxed);
+    proxy.set_both(Traffic::Silent);
     let (stopped, ended) = soon(holding).await.unwrap();
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost);

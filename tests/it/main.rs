@@ -17,6 +17,7 @@ mod cancel;
 mod cluster;
 mod examples;
 mod failover;
+mod faults;
 mod fences;
 mod holders;
 mod hostile;

@@ -402,7 +402,8 @@ impl Cluster {
         self.raw().rows("GRANT CREATE ON SCHEMA public TO PUBLIC");
     }
 
-    fn wait_for_exit(&self) {
+    /// Waits until the server has ended.
+    pub fn wait_for_exit(&self) {
         wait_until("PostgreSQL has ended", PATIENCE, || self.has_exited());
     }
 

@@ -5,7 +5,7 @@
 //! [`Settings::start_standby_of`] starts one that follows another. Each lives in a directory
 //! of its own, listens on loopback and on a Unix socket, has TLS on and the roles of [`role`], and
 //! is gone when the process that started it is gone, however that ended. [`PgBouncer`] stands before
-//! one, and ends in the same way.
+//! one, and ends in the same way; [`Proxy`] is a network with faults before one.
 //!
 //! ```
 //! use pglock_test_cluster::{Cluster, role};
@@ -21,6 +21,7 @@ mod binaries;
 mod certificate;
 mod cluster;
 mod pgbouncer;
+mod proxy;
 mod raw;
 pub mod role;
 mod supervisor;
@@ -30,6 +31,7 @@ pub use binaries::find as find_binaries;
 pub use certificate::{Authority, Certificate, HOST, kept};
 pub use cluster::{Cluster, Settings, Shutdown, signal};
 pub use pgbouncer::{PgBouncer, PoolMode};
+pub use proxy::{Break, Proxy, Traffic, Way};
 pub use raw::{Raw, Row};
 // What a test that spoils certificates needs of it.
 pub use rcgen;
