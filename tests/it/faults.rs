@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::stage::{Stage, soon};
+use crate::stage::{NOTICES_LOST_CLIENTS, Stage, soon};
 
 /// What is told at once may take this long on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -103,6 +103,11 @@ async fn a_holder_hears_of_an_end_at_once_and_the_lock_is_free() {
 async fn a_waiter_hears_of_an_end_at_once() {
     for fault in Told::ALL {
         let (mut stage, proxy) = (Stage::new(), proxy());
+        let unseen = matches!(fault, Told::HalfClosed(Way::ToServer));
+        if unseen && stage.major_version() < NOTICES_LOST_CLIENTS {
+            // The server looks at its client when the wait is over, and closes nothing before.
+            continue;
+        }
         let mut alice = stage.lock("alice").await;
         alice.lock().await.unwrap();
         let mut bob = lock(&stage, &proxy, "bob").await;
