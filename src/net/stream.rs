@@ -46,9 +46,11 @@ macro_rules! catch_up {
         let socket = $socket;
         let mut byte = [MaybeUninit::uninit()];
         match SockRef::from(socket).peek(&mut byte) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            // The system tells of an error once: reading would find an end.
+            Err(error) => Err(error),
             // Whatever it is, reading tells.
-            _ => drop(socket.readable().await),
+            Ok(_) => socket.readable().await,
         }
     }};
 }
@@ -56,7 +58,7 @@ macro_rules! catch_up {
 impl Stream {
     /// Returns once the runtime knows of what has arrived by now. It looks at its sockets only between
     /// tasks: one that has computed for long may be the last to hear that its session is over.
-    pub(crate) async fn catch_up(&self) {
+    pub(crate) async fn catch_up(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => catch_up!(socket),
             #[cfg(unix)]

@@ -637,7 +637,9 @@ impl Session {
     /// Makes sure that the session is alive as far as this side can know. [`ready`](Session::ready)
     /// hears only what the runtime has heard, which may be less.
     async fn catch_up(&mut self) -> Result<()> {
-        self.ready().await?.catch_up().await;
+        if let Err(error) = self.ready().await?.catch_up().await {
+            return Err(self.gone(error));
+        }
         self.ready().await.map(|_| ())
     }
 

@@ -159,8 +159,8 @@ impl Wire {
     }
 
     /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
-    pub(super) async fn catch_up(&self) {
-        self.stream.catch_up().await;
+    pub(super) async fn catch_up(&self) -> Result<()> {
+        self.stream.catch_up().await.map_err(|error| self.broken(error))
     }
 
     /// Waits between requests, until the session is over or it is time for a sign of life.

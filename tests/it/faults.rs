@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use pglock::{Config, Error, ErrorKind, Lock, SslMode};
-use pglock_test_cluster::{Break, Cluster, Proxy, Traffic, Way};
+use pglock_test_cluster::{Break, Cluster, Proxy, Traffic, Way, wait_until};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -97,6 +97,18 @@ async fn a_holder_hears_of_an_end_at_once_and_the_lock_is_free() {
         assert_lost(&told(holding, AT_ONCE).await, fault.reasons());
         assert_takes(&mut stage.lock("bob").await, AT_ONCE).await;
     }
+}
+
+/// The runtime has had no time to hear of it: the system is asked, and tells of an error only once.
+#[tokio::test]
+async fn a_reset_is_told_as_such_to_a_holder_who_was_busy() {
+    let (stage, proxy) = (Stage::new(), proxy());
+    let mut alice = lock(&stage, &proxy, "alice").await;
+    alice.lock().await.unwrap();
+    proxy.break_all(Break::Reset);
+    wait_until("the connection is broken", AT_ONCE, || proxy.connections() == 0);
+    let error = alice.hold(std::future::pending::<()>()).await.unwrap_err();
+    assert_lost(&error, &["the connection broke"]);
 }
 
 #[tokio::test]
