@@ -64,7 +64,7 @@ async fn the_lock_of_a_killed_holder_goes_to_the_next_waiter() {
 async fn a_frozen_holder_loses_its_lock_with_its_lease_and_knows_when_it_thaws() {
     const TEST: &str =
         "processes::a_frozen_holder_loses_its_lock_with_its_lease_and_knows_when_it_thaws";
-    const LEASE: Duration = Duration::from_secs(1);
+    const LEASE: Duration = Duration::from_secs(2);
     if let Some(mut part) = Part::assigned() {
         part.config.lease(LEASE);
         let mut lock = part.lock().await;
