@@ -955,3 +955,12 @@ fn no_string_makes_it_panic() {
     }
     assert!(accepted > 1_000 && refused > 1_000, "{accepted} accepted, {refused} refused");
 }
+
+#[test]
+fn the_fuzzers_dictionary_has_every_parameter() {
+    let dictionary = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/dictionary/config.dict");
+    let dictionary = std::fs::read_to_string(dictionary).unwrap();
+    for name in DEFINITIONS.iter().map(|definition| definition.name) {
+        assert!(dictionary.lines().any(|line| line == format!("\"{name}\"")), "{name}");
+    }
+}

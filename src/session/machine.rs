@@ -366,11 +366,24 @@ impl Machine {
     fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
         let latest = now + ANSWER_WITHIN;
         match (ask, &self.lease) {
-            (Ask::Heartbeat, Some(lease)) if self.unconfirmed.is_some() => {
-                latest.min(now + lease.certain_for())
-            }
-            (Ask::Heartbeat, Some(lease)) => latest.min(lease.ends_at()),
+            (Ask::Heartbeat, Some(lease)) => latest.min(self.renewable_until(lease)),
             _ => latest,
+        }
+    }
+
+    /// Until when the heartbeat that was sent last may renew the lease.
+    fn renewable_until(&self, lease: &Lease) -> Instant {
+        match self.unconfirmed {
+            Some(_) => self.sent + lease.certain_for(),
+            None => lease.ends_at(),
+        }
+    }
+
+    /// Whether it still can. Half an answer is none.
+    fn check_renewable(&self, now: Instant) -> Result<(), Loss> {
+        match &self.lease {
+            Some(lease) if self.renewable_until(lease) <= now => Err(Loss::Expired(lease.ttl())),
+            _ => Ok(()),
         }
     }
 
@@ -610,6 +623,7 @@ impl Machine {
             State::Asked(Asked { ask: Ask::Fence { .. }, answer_by, .. }) if answer_by <= now => {
                 self.withdraw(Reason::Unwanted, now);
             }
+            State::Asked(Asked { ask: Ask::Heartbeat, .. }) => self.check_renewable(now)?,
             _ => {}
         }
         match &mut self.state {
@@ -620,12 +634,6 @@ impl Machine {
             ) => Ok(Action::Wait { until: asked.ask.until(asked.answer_by) }),
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
-            }
-            State::Asked(Asked { ask: Ask::Heartbeat, answer_by, answer: None, .. })
-                if *answer_by <= now =>
-            {
-                let ttl = self.lease.map(|lease| lease.ttl());
-                Err(Loss::Expired(ttl.unwrap_or_default()))
             }
             State::Asked(Asked { ask: Ask::Holders(_), answer_by, answer, .. })
                 if !is_lent && *answer_by <= now =>

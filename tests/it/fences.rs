@@ -6,7 +6,7 @@ use pglock::{ErrorKind, Mode};
 use pglock_test_cluster::{Settings, eventually};
 use tokio::time::timeout;
 
-use crate::stage::{Stage, poll_times, soon};
+use crate::stage::{Stage, soon};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -33,28 +33,6 @@ async fn a_busy_lock_gives_no_token() {
     // A further level gets a token of its own.
     assert!(first < alice.try_lock_fenced().await.unwrap().unwrap());
     assert_eq!(alice.level(Mode::Exclusive), 2);
-}
-
-#[tokio::test]
-async fn a_fenced_lock_can_be_dropped_at_every_point() {
-    let mut stage = Stage::new();
-    let mut alice = stage.lock("alice").await;
-    let mut polls = 0;
-    loop {
-        polls += 1;
-        let fence = soon(poll_times(polls, alice.lock_fenced())).await;
-        if let Some(fence) = fence {
-            fence.unwrap();
-            break;
-        }
-        assert_eq!(alice.level(Mode::Exclusive), 0, "dropped after {polls} polls");
-        // The next call waits until the dropped one is settled.
-        alice.lock_shared().await.unwrap();
-        assert_eq!(stage.locks(), ["alice holds shared"], "dropped after {polls} polls");
-        alice.unlock_shared().await.unwrap();
-    }
-    assert!(polls > 2, "the lock and the token are two requests");
-    assert_eq!(stage.locks(), ["alice holds exclusive"]);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pglock::{Config, ErrorKind, Holder, Holders, Key, Lock, Mode, Pooler, Session};
 use pglock_test_cluster::{Cluster, Raw, Settings, role};
 
-use crate::stage::{Stage, poll_times, soon};
+use crate::stage::{Stage, soon};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -197,34 +197,6 @@ async fn no_more_are_listed_than_fit_into_an_answer() {
     let holders = stage.lock("alice").await.holders().await.unwrap();
     assert_eq!((holders.holders().len(), holders.count()), (100, 120));
     assert!(holders.to_string().ends_with("; so do 117 more"), "{holders}");
-}
-
-#[tokio::test]
-async fn asking_can_be_dropped_at_every_point() {
-    for pooler in [Pooler::Auto, Pooler::Transaction] {
-        let mut stage = Stage::new();
-        let mut config = stage.config("alice");
-        config.pooler(pooler);
-        let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
-        for (locks, count) in [(&[][..], 0), (&["alice holds exclusive"], 1)] {
-            let mut polls = 0;
-            loop {
-                let holders = soon(poll_times(polls, alice.holders())).await;
-                let level = alice.level(Mode::Exclusive);
-                assert_eq!(level, count, "dropped after {polls} polls");
-                // The next call waits for what was dropped.
-                assert_eq!(alice.holders().await.unwrap().count(), count);
-                assert_eq!(stage.locks(), locks, "dropped after {polls} polls");
-                if let Some(holders) = holders {
-                    assert_eq!(holders.unwrap().count(), count);
-                    break;
-                }
-                polls += 1;
-            }
-            assert!(polls > 1, "it never waited");
-            assert!(alice.try_lock().await.unwrap());
-        }
-    }
 }
 
 /// The session's `search_path` has relations and functions of the same names, before the server's own.

@@ -15,6 +15,7 @@ mod behaviour;
 mod calls;
 mod cancel;
 mod cluster;
+mod drops;
 mod examples;
 mod failover;
 mod faults;

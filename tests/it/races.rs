@@ -4,7 +4,15 @@
 //! nobody may be left with a lock that he does not know of. The moment of the unlock is spread over
 //! the time that the end takes, so that the server grants the lock before it hears of the end, after
 //! it, and in between, where it says "canceled" and has granted the lock all the same.
+//!
+//! After each race both sessions go on: a cancel that came late would end one of their calls, the next
+//! race's wait among them, or leave one more line in the server's log. For a hundred thousand races in all:
+//!
+//! ```sh
+//! PGLOCK_RACES=34000 cargo test --release --test it races -- --nocapture
+//! ```
 
+use std::env;
 use std::ops::Add;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +25,8 @@ use tokio::time::{sleep_until, timeout_at};
 
 use crate::stage::{Stage, soon};
 
-const RACES: usize = 1_000;
+/// Races between two sessions and two others. `PGLOCK_RACES` asks for more than one round of them.
+const ROUND: usize = 1_000;
 /// How many pairs race at the same time, which adds noise to each of them.
 const PAIRS: usize = 4;
 /// Before a wait ends, it has to begin.
@@ -38,24 +47,26 @@ fn a_wait_that_is_cancelled_races_with_the_unlock() {
     race(End::Cancel);
 }
 
-/// Races until every outcome was seen, which takes a thousand races, or a few thousand on a machine
-/// that is busy with something else.
+/// Races as often as was asked for, and until every outcome was seen, which takes one round, or a few on
+/// a machine that is busy with something else.
 fn race(end: End) {
+    let wanted = env::var("PGLOCK_RACES").ok().and_then(|races| races.parse().ok());
+    let wanted = wanted.unwrap_or(ROUND).max(ROUND);
     let mut tally = Tally::default();
-    for _ in 0..5 {
+    while tally.races() < wanted || !tally.is_complete() {
+        assert!(
+            tally.races() < 5 * wanted,
+            "some outcome was never or rarely seen, so it was no race: {end:?}, {tally:?}"
+        );
         tally = tally + race_in_pairs(end);
-        if tally.is_complete() {
-            println!("{end:?}: {tally:?}");
-            return;
-        }
     }
-    panic!("some outcome was never or rarely seen, so it was no race: {end:?}, {tally:?}");
+    println!("{end:?}: {tally:?}");
 }
 
 fn race_in_pairs(end: End) -> Tally {
     let pairs = thread::scope(|scope| {
         [(); PAIRS]
-            .map(|()| scope.spawn(|| in_a_runtime(Pair::race(end, RACES / PAIRS))))
+            .map(|()| scope.spawn(|| in_a_runtime(Pair::race(end, ROUND / PAIRS))))
             .map(|pair| pair.join().unwrap())
     });
     pairs.into_iter().fold(Tally::default(), Tally::add)
@@ -113,8 +124,12 @@ struct Tally {
 }
 
 impl Tally {
+    fn races(self) -> usize {
+        self.granted + self.cancelled + self.both
+    }
+
     fn is_complete(self) -> bool {
-        let often = RACES / 10;
+        let often = self.races() / 10;
         self.granted > often && self.cancelled > often && self.both > 0
     }
 }
@@ -136,22 +151,25 @@ struct Pair {
     stage: Stage<'static>,
     alice: Lock,
     bob: Lock,
+    log: Log,
 }
 
 impl Pair {
     async fn race(end: End, races: usize) -> Tally {
         let mut stage = Stage::new();
         let (alice, bob) = (stage.lock("alice").await, stage.lock("bob").await);
-        let process = stage.pid("bob");
-        let mut pair = Self { stage, alice, bob };
+        let log = Log::of(stage.pid("bob"));
+        let mut pair = Self { stage, alice, bob, log };
         pair.alice.lock().await.unwrap();
 
         let latency = pair.latency(end).await;
-        let calm = Withdrawn::of(process);
+        pair.log.withdrawn();
+        let mut tally = Tally::default();
         for place in 0..races {
             pair = soon(pair.race_once(end, spread(place, races, latency))).await;
+            tally = tally + pair.log.withdrawn().of_one_race();
         }
-        Withdrawn::of(process).since(calm, races)
+        tally
     }
 
     /// How long it takes to end a wait.
@@ -222,8 +240,32 @@ fn spread(place: usize, places: usize, latency: Duration) -> Duration {
     WAIT.saturating_sub(share(1, 2)) + share(place * 3, places * 2)
 }
 
-/// What the server's log says of the requests of a process that were withdrawn.
-#[derive(Clone, Copy)]
+/// What the server logs of a process.
+struct Log {
+    process: String,
+    /// Up to where it was read.
+    position: u64,
+}
+
+impl Log {
+    fn of(process: i32) -> Self {
+        Self { process: format!("[{process}]"), position: 0 }
+    }
+
+    /// What it says, since it was last asked, of requests that were withdrawn.
+    fn withdrawn(&mut self) -> Withdrawn {
+        let log = Cluster::default_cluster().log_since(&mut self.position);
+        let mut withdrawn = Withdrawn::default();
+        for line in log.lines().filter(|line| line.contains(&self.process)) {
+            let says = |text| usize::from(line.contains(text));
+            withdrawn.cancelled += says("canceling statement due to user request");
+            withdrawn.nothing_to_release += says("you don't own a lock of type");
+        }
+        withdrawn
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
 struct Withdrawn {
     cancelled: usize,
     /// The unlock that settled the request had nothing to release.
@@ -231,24 +273,13 @@ struct Withdrawn {
 }
 
 impl Withdrawn {
-    fn of(process: i32) -> Self {
-        let (log, process) = (Cluster::default_cluster().log(), format!("[{process}]"));
-        let lines = |text: &str| {
-            log.lines().filter(|line| line.contains(&process) && line.contains(text)).count()
-        };
-        Self {
-            cancelled: lines("canceling statement due to user request"),
-            nothing_to_release: lines("you don't own a lock of type"),
-        }
-    }
-
-    fn since(self, before: Self, races: usize) -> Tally {
-        let cancelled = self.cancelled - before.cancelled;
-        let nothing_to_release = self.nothing_to_release - before.nothing_to_release;
-        Tally {
-            granted: races - cancelled,
-            cancelled: nothing_to_release,
-            both: cancelled - nothing_to_release,
+    /// A race has one wait, and nothing else may be hit by its cancel.
+    fn of_one_race(self) -> Tally {
+        match (self.cancelled, self.nothing_to_release) {
+            (0, 0) => Tally { granted: 1, ..Tally::default() },
+            (1, 1) => Tally { cancelled: 1, ..Tally::default() },
+            (1, 0) => Tally { both: 1, ..Tally::default() },
+            _ => panic!("a cancel hit another request than the wait: {self:?}"),
         }
     }
 }

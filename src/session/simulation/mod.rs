@@ -21,6 +21,7 @@ mod server;
 mod world;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use self::Case::{
     Confirmed, HiddenGrant, LateGrant, LeftQueue, Lost, LostCancel, Moved, NotServed, Queued,
@@ -29,6 +30,8 @@ use self::Case::{
 use self::driver::Defect;
 use self::world::World;
 use super::advisory::{LockId, Means};
+use super::lease::Lease;
+use super::machine::{Ask, Loss, Machine};
 use crate::key::{Key, Mode};
 
 const LOCK: LockId = LockId { key: Key::bigint(42), mode: Mode::Exclusive };
@@ -72,6 +75,18 @@ fn each_planted_defect_is_found_and_its_script_replays_it() {
             assert!(script.trim_end().ends_with(&problem), "{problem}, but again:\n{script}");
         }
     }
+}
+
+#[test]
+fn half_an_answer_does_not_renew_a_lease() {
+    const TTL: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    let lease = Some(Lease::new(TTL, start));
+    let mut machine = Machine::new(world::logged_in(), calls(), lease, start);
+    machine.ask(Ask::Heartbeat, start).unwrap();
+    machine.connection().received().extend_from_slice(b"V\0\0\0\x09\0\0\0\x01\0");
+    let loss = machine.poll(start + TTL).unwrap_err();
+    assert!(matches!(loss, Loss::Expired(TTL)), "{loss:?}");
 }
 
 fn calls() -> Means {

@@ -590,7 +590,7 @@ fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap()
 }
 
-fn logged_in() -> Connection {
+pub(super) fn logged_in() -> Connection {
     let credentials = Credentials::new(String::from("u"), None, [0; 18]);
     let mut connection = Connection::new(credentials, &[]);
     connection.sent(connection.outgoing().len());

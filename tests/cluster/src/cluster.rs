@@ -2,7 +2,8 @@
 
 use std::env;
 use std::fmt::Display;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv6Addr, TcpListener};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -153,6 +154,19 @@ impl Cluster {
     /// What the server has logged so far.
     pub fn log(&self) -> String {
         let log = fs::read(self.directory.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// The lines that the server has logged since this position in its log, in bytes, which moves on to
+    /// their end.
+    pub fn log_since(&self, position: &mut u64) -> String {
+        let mut log = Vec::new();
+        let mut file = File::open(self.directory.join("log")).expect("the server's log");
+        file.seek(SeekFrom::Start(*position)).expect("a place in the server's log");
+        file.read_to_end(&mut log).expect("the server's log");
+        // The last line may not be complete yet.
+        log.truncate(log.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        *position += u64::try_from(log.len()).expect("a log of less than 2^64 bytes");
         String::from_utf8_lossy(&log).into_owned()
     }
 
