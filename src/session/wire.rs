@@ -136,9 +136,11 @@ impl Wire {
                 if self.has_to_send() {
                     self.poll_send(cx);
                 }
+                // The runtime rings late if a task that keeps waking itself is all that it looks at.
                 let news = self.poll_cancel(cx)
                     || self.poll_receive(cx)?
-                    || until.is_some_and(|until| self.poll_alarm(until, cx));
+                    || until
+                        .is_some_and(|until| until <= Instant::now() || self.poll_alarm(until, cx));
                 if !news {
                     return Poll::Pending;
                 }
