@@ -74,22 +74,26 @@ impl Fence {
         }
     }
 
-    /// The query that writes to the log and waits until that is safe, and the token's parts.
+    /// The query that writes to the log and waits until that is safe: the process that answers, and the
+    /// token's parts.
     ///
     /// The commit has to be waited for, also by sessions that are set not to: a token that a crash
-    /// takes back could be given out twice.
+    /// takes back could be given out twice. If somebody ends the wait for standbys, the server warns of
+    /// that and reports no error: so warnings have to come, also to sessions that are set not to get any.
     pub(crate) fn query(key: crate::Key) -> String {
         format!(
-            "SELECT pg_catalog.set_config('synchronous_commit', 'on', true), \
+            "SELECT pg_catalog.pg_backend_pid(), \
+             pg_catalog.set_config('synchronous_commit', 'on', true), \
+             pg_catalog.set_config('client_min_messages', 'warning', true), \
              pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), \
              pg_catalog.pg_logical_emit_message(true, 'pglock', '{key}')"
         )
     }
 
-    /// Reads what the query returned: the name of a log file, which begins with its timeline, and a
+    /// Reads what the query returned: last the name of a log file, which begins with its timeline, and a
     /// position, written as two hexadecimal numbers of 32 bits each.
     pub(crate) fn from_row(row: &[Option<String>]) -> Option<Self> {
-        let [_, Some(file), Some(position)] = row else { return None };
+        let [_, _, _, Some(file), Some(position)] = row else { return None };
         let timeline = u32::from_str_radix(file.get(..8)?, 16).ok()?;
         let (high, low) = position.split_once('/')?;
         let high = u32::from_str_radix(high, 16).ok()?;
@@ -127,7 +131,7 @@ mod tests {
     use super::*;
 
     fn row(file: &str, position: &str) -> Vec<Option<String>> {
-        vec![Some(String::from("on")), Some(file.to_owned()), Some(position.to_owned())]
+        ["42", "on", "warning", file, position].map(|value| Some(value.to_owned())).to_vec()
     }
 
     #[test]

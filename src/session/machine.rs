@@ -82,7 +82,8 @@ pub(crate) enum Ask {
     TryLock(LockId),
     /// Releases the lock.
     Unlock(LockId),
-    /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
+    /// Takes a fencing token for the lock, by a query that has one row. It begins with the process that
+    /// answers, and may wait for standbys.
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
@@ -556,9 +557,7 @@ impl Machine {
                 Event::Failed(error) => Answer::Failed(error),
                 Event::Ended(error) => return Err(Loss::Ended(error)),
                 Event::Noticed(notice) => {
-                    if notice.sqlstate().starts_with(OPERATOR_INTERVENTION) {
-                        self.last_words = Some(notice);
-                    }
+                    self.note(notice);
                     continue;
                 }
                 Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
@@ -578,6 +577,24 @@ impl Machine {
             *place = Some(answer);
         }
         Ok(())
+    }
+
+    /// What the server says besides its answers.
+    fn note(&mut self, notice: ServerError) {
+        if notice.sqlstate().starts_with(OPERATOR_INTERVENTION) {
+            self.last_words = Some(notice);
+            return;
+        }
+        let State::Asked(Asked { ask: Ask::Fence { .. }, answer: Some(token), .. }) =
+            &mut self.state
+        else {
+            return;
+        };
+        // All that a server can warn of between a token and the end of its commit is that the standbys
+        // may not have it: somebody ended the wait for them.
+        if matches!(token, Answer::Row(_)) && notice.severity() == "WARNING" {
+            *token = Answer::Failed(notice);
+        }
     }
 
     /// Sends the next step of settling.
