@@ -813,7 +813,9 @@ impl Asked {
                 answer.check_sign_of_life(means)?;
                 Ok(Next::Alive { wanted: self.wanted })
             }
-            (Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
+            (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => {
+                Err(Loss::Moved)
+            }
             (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {

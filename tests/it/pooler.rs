@@ -533,18 +533,24 @@ async fn a_pooler_that_ends_idle_transactions_is_told_of() {
 /// A wish for session locks where the pooler keeps no session: the process that answers is another.
 #[tokio::test]
 async fn a_pooler_that_changes_the_server_process_is_found_out() {
-    let mut pool = Pool::of(PoolMode::Transaction, Pooler::Session, 2);
-    let mut alice = Session::connect(&pool.config(&role::TRUST, "alice")).await.unwrap();
-    let (key, other) = (pool.stage.key(), Key::from((8, 8)));
-    assert!(alice.try_lock(key, Mode::Exclusive).await.unwrap());
-    let holder = pool.stage.pid("alice").to_string();
-    let mut occupant = occupy(&pool);
-    let taken = occupant.value("SELECT pg_backend_pid()");
-    assert_eq!(taken, holder, "the pooler gives the connection that it used last");
-    let error = soon(alice.try_lock(other, Mode::Exclusive)).await.unwrap_err();
-    assert!(error.is_lost(), "{error}");
-    assert!(error.to_string().contains("process"), "{error}");
-    assert!(alice.unlock(key, Mode::Exclusive).await.unwrap_err().is_lost());
+    for asks_for_token in [false, true] {
+        let mut pool = Pool::of(PoolMode::Transaction, Pooler::Session, 2);
+        let mut alice = Session::connect(&pool.config(&role::TRUST, "alice")).await.unwrap();
+        let (key, other) = (pool.stage.key(), Key::from((8, 8)));
+        assert!(alice.try_lock(key, Mode::Exclusive).await.unwrap());
+        let holder = pool.stage.pid("alice").to_string();
+        let mut occupant = occupy(&pool);
+        let taken = occupant.value("SELECT pg_backend_pid()");
+        assert_eq!(taken, holder, "the pooler gives the connection that it used last");
+        let error = if asks_for_token {
+            soon(alice.try_lock_fenced(key, Mode::Exclusive)).await.unwrap_err()
+        } else {
+            soon(alice.try_lock(other, Mode::Exclusive)).await.unwrap_err()
+        };
+        assert!(error.is_lost(), "{error}");
+        assert!(error.to_string().contains("process"), "{error}");
+        assert!(alice.unlock(key, Mode::Exclusive).await.unwrap_err().is_lost());
+    }
 }
 
 #[tokio::test]
