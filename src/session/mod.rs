@@ -469,14 +469,14 @@ impl Session {
         wait: Option<&Cancellable>,
     ) -> Result<bool> {
         loop {
-            let slice_ends = self.wait_slice.and_then(|slice| now().checked_add(slice));
-            let ends = [until, slice_ends].into_iter().flatten().min();
-            let outcome = self.perform(Ask::Lock(lock, ends), wait).await?;
+            let ask = Ask::Lock { lock, until, slice: self.wait_slice };
+            let outcome = self.perform(ask, wait).await?;
             let acquired = self.acquired(lock, outcome)?;
             if !acquired && wait.is_some_and(Cancellable::is_asked) {
                 return Err(cancelled(lock));
             }
-            if acquired || ends == until {
+            let is_over = until.is_some_and(|until| until <= now());
+            if acquired || is_over || self.wait_slice.is_none() {
                 return Ok(acquired);
             }
         }

@@ -304,6 +304,23 @@ async fn who_came_later_is_told_in_the_same_transaction() {
     }
 }
 
+/// A slice is for the server's sake, which has nothing to do with Bob as long as the pooler has.
+#[tokio::test]
+async fn a_wait_in_slices_waits_for_the_pooler_in_one_piece() {
+    let mut pool = Pool::new(1);
+    let slice = Duration::from_millis(100);
+    let mut config = pool.config(&role::TRUST, "bob");
+    config.wait_slice(slice);
+    let (mut alice, mut bob) =
+        (pool.lock("alice").await, Lock::connect(&config, pool.stage.key()).await.unwrap());
+    alice.lock().await.unwrap();
+    let mut waiting = tokio::spawn(async move { bob.lock().await.map(|()| bob) });
+    assert!(timeout(20 * slice, &mut waiting).await.is_err(), "alice has the connection");
+    alice.unlock().await.unwrap();
+    let _bob = soon(waiting).await.unwrap().unwrap();
+    assert_eq!(pool.stage.locks(), ["bob holds exclusive"]);
+}
+
 /// Alice has the only server connection of the pool. Bob, who gives up, loses no more than a session that
 /// holds nothing.
 #[tokio::test]
