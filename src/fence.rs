@@ -16,9 +16,16 @@ use crate::error::{Error, Result};
 /// UPDATE report SET body = $2, fence = $1 WHERE id = 1 AND fence < $1;
 /// ```
 ///
+/// That admits one write with each token. A holder that writes more often compares with `<=`.
+///
 /// The token is a place in the server's write-ahead log, on disk before it is given out, together with
 /// the log's timeline. So it rises through a crash of the server and through the promotion of a
 /// standby that has what the primary had; no table is needed.
+///
+/// It begins anew on another server, such as that of a restored dump or one that follows by logical
+/// replication, and goes back where an old copy of a server's files is started as it is. `pg_upgrade`
+/// keeps the position but sets the timeline to 1. After any of these, storage that remembers a higher
+/// token refuses every holder: reset what it remembers once no holder from before is left.
 ///
 /// As a text it has 24 characters, as bytes 12. Texts (compared character by character) and bytes sort
 /// as the tokens do.

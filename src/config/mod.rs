@@ -439,13 +439,12 @@ impl Config {
     /// For how long the server keeps a session, and its locks, from which nothing is heard: a *lease*,
     /// which answered requests renew. From 1 second to 24 hours in whole milliseconds; off by default.
     ///
-    /// Without a lease, the locks of a process that is frozen (stopped, swapped out, its virtual machine
-    /// paused) are kept for as long as its host answers the network. With one, the server ends a session
-    /// that has been silent for this long, and its holder knows before that: a session is lost, here, a
-    /// tenth of the time earlier. The holder counts from the moment when it *sent* the last request that
-    /// was answered, and the server from its answer, which is later. So the tenth is for the clocks,
-    /// which differ by no more than a thousandth where they are kept by NTP, and for what the holder
-    /// still has to do.
+    /// Without a lease, the locks of a process that is frozen (stopped, swapped out) are kept for as long
+    /// as its host answers the network. With one, the server ends a session that has been silent for this
+    /// long, and its holder knows before that: a session is lost, here, a tenth of the time earlier. The
+    /// holder counts from the moment when it *sent* the last request that was answered, and the server
+    /// from its answer, which is later. So the tenth is for the clocks, which differ by no more than a
+    /// thousandth where they are kept by NTP, and for what the holder still has to do.
     ///
     /// - While [`hold`](crate::Lock::hold) or [`lost`](crate::Lock::lost) is awaited, a heartbeat is sent
     ///   every third of the time. Otherwise any other request does for one, and a session that makes
@@ -453,6 +452,9 @@ impl Config {
     /// - A wait for a lock is not silent, however long it takes. Its end is confirmed by a heartbeat.
     /// - A process that is frozen between looking at its lock and acting on that acts too late all the
     ///   same. Fencing tokens are made for that: see [`Fence`](crate::Fence).
+    /// - So may one whose clock stood still: that of a machine that sleeps (Linux, macOS), or of most
+    ///   virtual machines that are paused. It is told by the answer to its next heartbeat, or once the time
+    ///   is over that it believes to have left. Fencing tokens are for this too.
     ///
     /// # Errors
     ///
