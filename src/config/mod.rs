@@ -95,7 +95,7 @@ type Misfit = (&'static str, Problem);
 /// | `password` | `PGPASSWORD` | | the one in the password file, if any |
 /// | `passfile` | `PGPASSFILE` | the password file | `~/.pgpass` |
 /// | `dbname` | `PGDATABASE` | the database; locks of different databases are apart | the user's name |
-/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `fallback_application_name`, else `pglock` |
+/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `fallback_application_name`, else `pglock`, with the key of a [`Lock`](crate::Lock) |
 /// | `options` | `PGOPTIONS` | settings for the session, as `-c name=value` or `--name=value` | none |
 /// | `connect_timeout` | `PGCONNECT_TIMEOUT` | whole seconds, for each address; 0 or less: no limit | 30 |
 /// | `keepalives_idle`, `keepalives_interval`, `keepalives_count`, `tcp_user_timeout` | | when this side counts a silent server as gone: seconds, seconds, a number, milliseconds; never later than the server frees the locks | before the [orphan timeout](Config::orphan_timeout) |
@@ -404,11 +404,16 @@ impl Config {
         self
     }
 
-    /// The name that the server shows for the session, in `pg_stat_activity` and in its log. `pglock`
-    /// by default.
+    /// The name that the server shows for the session, in `pg_stat_activity` and in its log. By default
+    /// `pglock`, and for a [`Lock`](crate::Lock) its key as well, such as `pglock 42`.
     pub fn application_name(&mut self, name: &str) -> &mut Self {
         self.application_name = Some(name.to_owned());
         self
+    }
+
+    /// Whether the caller has a name for the session.
+    pub(crate) fn names_application(&self) -> bool {
+        self.application_name.is_some() || self.fallback_application_name.is_some()
     }
 
     /// How locks are held behind a connection pooler. [`Pooler::Auto`] by default.
