@@ -280,7 +280,7 @@ fn settings(version: u32, orphan_timeout: Duration, lease: Option<Duration>) -> 
             (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
             (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
             (0, "tcp_keepalives_count", keepalive.probes.to_string()),
-            (12, "tcp_user_timeout", orphan_timeout.as_millis().to_string()),
+            (12, "tcp_user_timeout", keepalive.acknowledgement.as_millis().to_string()),
             (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
         ],
     ));
@@ -449,6 +449,23 @@ mod tests {
             let client = client_keepalive(orphan_timeout, &KeepaliveWishes::default()).patience();
             assert!(server <= orphan_timeout, "{seconds} s: the server waits {server:?}");
             assert!(client < server, "{seconds} s: the client waits {client:?} of {server:?}");
+        }
+    }
+
+    /// Where there is a limit to that, Linux looks at each probe for how long nothing was heard, and does
+    /// not count the probes.
+    #[test]
+    fn a_vanished_host_is_given_up_within_the_orphan_timeout() {
+        for seconds in 4..=86_400 {
+            let settings = settings(12, Duration::from_secs(seconds), None);
+            let set = |wanted| -> u64 {
+                let (_, value) = settings.iter().find(|(name, _)| *name == wanted).unwrap();
+                value.parse().unwrap()
+            };
+            let [idle, interval] = ["tcp_keepalives_idle", "tcp_keepalives_interval"].map(set);
+            let silence = set("tcp_user_timeout") / 1_000;
+            let given_up = idle + interval * silence.saturating_sub(idle).div_ceil(interval);
+            assert!(given_up <= seconds, "{seconds} s: {given_up} s");
         }
     }
 

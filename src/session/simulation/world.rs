@@ -181,10 +181,10 @@ impl World {
                 return Err(String::from("acquired for nobody"));
             }
             believed = match (&ask, &outcome) {
-                (Ask::Lock(..) | Ask::TryLock(_), Outcome::Acquired) => true,
-                (Ask::Lock(..) | Ask::TryLock(_), Outcome::NotAcquired)
+                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Acquired) => true,
+                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::NotAcquired)
                 | (Ask::Unlock(_), Outcome::Released) => false,
-                (Ask::Lock(..) | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
+                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
                     false
                 }
                 (Ask::Heartbeat, Outcome::Alive) => believed,
@@ -258,15 +258,15 @@ impl World {
             (false, 0) => Ask::TryLock(LOCK),
             (false, 1) => {
                 self.request.gives_up_at = Some(soon);
-                Ask::Lock(LOCK, Some(self.at(soon)))
+                Ask::Lock { lock: LOCK, until: Some(self.at(soon)), slice: None }
             }
             (false, 2) => {
                 self.plan(soon, Happening::CallerCancels(request));
-                Ask::Lock(LOCK, None)
+                Ask::Lock { lock: LOCK, until: None, slice: None }
             }
             (false, _) => {
                 self.plan(soon, Happening::CallerGoes(request));
-                Ask::Lock(LOCK, None)
+                Ask::Lock { lock: LOCK, until: None, slice: None }
             }
         };
         if self.random.one_in(6) {
