@@ -431,7 +431,10 @@ impl Config {
     }
 
     /// How soon the server gives up a session whose client has vanished from the network, and frees
-    /// its locks. From 4 seconds to 24 hours in whole seconds; 30 seconds by default.
+    /// its locks. From 8 seconds to 24 hours in whole seconds; 30 seconds by default.
+    ///
+    /// A client that was only cut off knows sooner: it gives up the server before that gives up the
+    /// session.
     ///
     /// A shorter time frees the locks of a lost host sooner, and loses those of a host that was only
     /// cut off for a moment. If only the process dies, its host closes the connection, and the locks
