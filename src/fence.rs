@@ -16,9 +16,16 @@ use crate::error::{Error, Result};
 /// UPDATE report SET body = $2, fence = $1 WHERE id = 1 AND fence < $1;
 /// ```
 ///
+/// That admits one write with each token. A holder that writes more often compares with `<=`.
+///
 /// The token is a place in the server's write-ahead log, on disk before it is given out, together with
 /// the log's timeline. So it rises through a crash of the server and through the promotion of a
 /// standby that has what the primary had; no table is needed.
+///
+/// It begins anew on another server, such as that of a restored dump or one that follows by logical
+/// replication, and goes back where an old copy of a server's files is started as it is. `pg_upgrade`
+/// keeps the position but sets the timeline to 1. After any of these, storage that remembers a higher
+/// token refuses every holder: reset what it remembers once no holder from before is left.
 ///
 /// As a text it has 24 characters, as bytes 12. Texts (compared character by character) and bytes sort
 /// as the tokens do.
@@ -74,22 +81,26 @@ impl Fence {
         }
     }
 
-    /// The query that writes to the log and waits until that is safe, and the token's parts.
+    /// The query that writes to the log and waits until that is safe: the process that answers, and the
+    /// token's parts.
     ///
     /// The commit has to be waited for, also by sessions that are set not to: a token that a crash
-    /// takes back could be given out twice.
+    /// takes back could be given out twice. If somebody ends the wait for standbys, the server warns of
+    /// that and reports no error: so warnings have to come, also to sessions that are set not to get any.
     pub(crate) fn query(key: crate::Key) -> String {
         format!(
-            "SELECT pg_catalog.set_config('synchronous_commit', 'on', true), \
+            "SELECT pg_catalog.pg_backend_pid(), \
+             pg_catalog.set_config('synchronous_commit', 'on', true), \
+             pg_catalog.set_config('client_min_messages', 'warning', true), \
              pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), \
              pg_catalog.pg_logical_emit_message(true, 'pglock', '{key}')"
         )
     }
 
-    /// Reads what the query returned: the name of a log file, which begins with its timeline, and a
+    /// Reads what the query returned: last the name of a log file, which begins with its timeline, and a
     /// position, written as two hexadecimal numbers of 32 bits each.
     pub(crate) fn from_row(row: &[Option<String>]) -> Option<Self> {
-        let [_, Some(file), Some(position)] = row else { return None };
+        let [_, _, _, Some(file), Some(position)] = row else { return None };
         let timeline = u32::from_str_radix(file.get(..8)?, 16).ok()?;
         let (high, low) = position.split_once('/')?;
         let high = u32::from_str_radix(high, 16).ok()?;
@@ -127,7 +138,7 @@ mod tests {
     use super::*;
 
     fn row(file: &str, position: &str) -> Vec<Option<String>> {
-        vec![Some(String::from("on")), Some(file.to_owned()), Some(position.to_owned())]
+        ["42", "on", "warning", file, position].map(|value| Some(value.to_owned())).to_vec()
     }
 
     #[test]

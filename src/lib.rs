@@ -58,8 +58,8 @@
 //! - Keys belong to a database: the same key in two databases is two locks.
 //! - PostgreSQL 12 to 18. Before 14, a client that dies while it waits stays in the server's queue until
 //!   its turn comes.
-//! - A process that is frozen while its host lives keeps its locks. Where it must not write after it
-//!   wakes, take a [`Fence`].
+//! - A process that is frozen while its host lives keeps its locks, unless they have a
+//!   [lease](Config::lease). Where it must not write after it wakes, take a [`Fence`].
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
 //!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running.
 

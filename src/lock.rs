@@ -56,7 +56,7 @@ impl Lock {
     /// Dropping this future closes the socket. Nothing was locked.
     pub async fn connect(config: &Config, key: impl Into<Key>) -> Result<Self> {
         let key = key.into();
-        let session = Session::connect_for(config, &format!("lock {key}")).await?;
+        let session = Session::connect_for(config, key).await?;
         Ok(Self { session, key })
     }
 

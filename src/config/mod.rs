@@ -95,7 +95,7 @@ type Misfit = (&'static str, Problem);
 /// | `password` | `PGPASSWORD` | | the one in the password file, if any |
 /// | `passfile` | `PGPASSFILE` | the password file | `~/.pgpass` |
 /// | `dbname` | `PGDATABASE` | the database; locks of different databases are apart | the user's name |
-/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `fallback_application_name`, else `pglock` |
+/// | `application_name` | `PGAPPNAME` | shown in `pg_stat_activity` | `fallback_application_name`, else `pglock`, with the key of a [`Lock`](crate::Lock) |
 /// | `options` | `PGOPTIONS` | settings for the session, as `-c name=value` or `--name=value` | none |
 /// | `connect_timeout` | `PGCONNECT_TIMEOUT` | whole seconds, for each address; 0 or less: no limit | 30 |
 /// | `keepalives_idle`, `keepalives_interval`, `keepalives_count`, `tcp_user_timeout` | | when this side counts a silent server as gone: seconds, seconds, a number, milliseconds; never later than the server frees the locks | before the [orphan timeout](Config::orphan_timeout) |
@@ -404,11 +404,16 @@ impl Config {
         self
     }
 
-    /// The name that the server shows for the session, in `pg_stat_activity` and in its log. `pglock`
-    /// by default.
+    /// The name that the server shows for the session, in `pg_stat_activity` and in its log. By default
+    /// `pglock`, and for a [`Lock`](crate::Lock) its key as well, such as `pglock 42`.
     pub fn application_name(&mut self, name: &str) -> &mut Self {
         self.application_name = Some(name.to_owned());
         self
+    }
+
+    /// Whether the caller has a name for the session.
+    pub(crate) fn names_application(&self) -> bool {
+        self.application_name.is_some() || self.fallback_application_name.is_some()
     }
 
     /// How locks are held behind a connection pooler. [`Pooler::Auto`] by default.
@@ -426,7 +431,10 @@ impl Config {
     }
 
     /// How soon the server gives up a session whose client has vanished from the network, and frees
-    /// its locks. From 4 seconds to 24 hours in whole seconds; 30 seconds by default.
+    /// its locks. From 8 seconds to 24 hours in whole seconds; 30 seconds by default.
+    ///
+    /// A client that was only cut off knows sooner: it gives up the server before that gives up the
+    /// session.
     ///
     /// A shorter time frees the locks of a lost host sooner, and loses those of a host that was only
     /// cut off for a moment. If only the process dies, its host closes the connection, and the locks
@@ -439,13 +447,12 @@ impl Config {
     /// For how long the server keeps a session, and its locks, from which nothing is heard: a *lease*,
     /// which answered requests renew. From 1 second to 24 hours in whole milliseconds; off by default.
     ///
-    /// Without a lease, the locks of a process that is frozen (stopped, swapped out, its virtual machine
-    /// paused) are kept for as long as its host answers the network. With one, the server ends a session
-    /// that has been silent for this long, and its holder knows before that: a session is lost, here, a
-    /// tenth of the time earlier. The holder counts from the moment when it *sent* the last request that
-    /// was answered, and the server from its answer, which is later. So the tenth is for the clocks,
-    /// which differ by no more than a thousandth where they are kept by NTP, and for what the holder
-    /// still has to do.
+    /// Without a lease, the locks of a process that is frozen (stopped, swapped out) are kept for as long
+    /// as its host answers the network. With one, the server ends a session that has been silent for this
+    /// long, and its holder knows before that: a session is lost, here, a tenth of the time earlier. The
+    /// holder counts from the moment when it *sent* the last request that was answered, and the server
+    /// from its answer, which is later. So the tenth is for the clocks, which differ by no more than a
+    /// thousandth where they are kept by NTP, and for what the holder still has to do.
     ///
     /// - While [`hold`](crate::Lock::hold) or [`lost`](crate::Lock::lost) is awaited, a heartbeat is sent
     ///   every third of the time. Otherwise any other request does for one, and a session that makes
@@ -453,6 +460,9 @@ impl Config {
     /// - A wait for a lock is not silent, however long it takes. Its end is confirmed by a heartbeat.
     /// - A process that is frozen between looking at its lock and acting on that acts too late all the
     ///   same. Fencing tokens are made for that: see [`Fence`](crate::Fence).
+    /// - So may one whose clock stood still: that of a machine that sleeps (Linux, macOS), or of most
+    ///   virtual machines that are paused. It is told by the answer to its next heartbeat, or once the time
+    ///   is over that it believes to have left. Fencing tokens are for this too.
     ///
     /// # Errors
     ///

@@ -100,8 +100,9 @@ pub(crate) struct HandshakeOptions {
     pub(crate) versions: Versions,
 }
 
-/// Shorter, the server's keepalive probes, counted in whole seconds, have no time to be repeated.
-const ORPHAN_TIMEOUT_MIN: Duration = Duration::from_secs(4);
+/// Shorter, the keepalive probes of this end, counted in whole seconds, have no time to be repeated
+/// before the other end gives up.
+const ORPHAN_TIMEOUT_MIN: Duration = Duration::from_secs(8);
 /// Systems give up by themselves after about two hours: more than a day is a mistake in the unit.
 const ORPHAN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// A heartbeat every third of it has to have its time, and so has what a holder does in its last tenth.
@@ -340,7 +341,7 @@ fn check_orphan_timeout(timeout: Duration) -> Result<(), Problem> {
     if in_range && timeout.subsec_nanos() == 0 {
         return Ok(());
     }
-    Err(format!("must be from 4 seconds to 24 hours in whole seconds, and is {timeout:?}").into())
+    Err(format!("must be from 8 seconds to 24 hours in whole seconds, and is {timeout:?}").into())
 }
 
 fn check_lease(ttl: Duration) -> Result<(), Problem> {

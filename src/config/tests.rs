@@ -612,7 +612,7 @@ fn every_setter_reaches_the_connection() {
         .dbname("d")
         .application_name("a")
         .connect_timeout(Duration::from_millis(1))
-        .orphan_timeout(Duration::from_secs(4))
+        .orphan_timeout(Duration::from_secs(8))
         .lease(Duration::from_millis(1001))
         .sslmode(SslMode::Disable)
         .allow_cleartext_password(true);
@@ -623,7 +623,7 @@ fn every_setter_reaches_the_connection() {
     assert_eq!(server.password.as_deref(), Some("p"));
     assert_eq!(resolved.application_name, "a");
     assert_eq!(resolved.connect_timeout, Some(Duration::from_millis(1)));
-    assert_eq!(resolved.orphan_timeout, Duration::from_secs(4));
+    assert_eq!(resolved.orphan_timeout, Duration::from_secs(8));
     assert_eq!(resolved.lease, Some(Duration::from_millis(1001)));
     assert!(resolved.allow_cleartext_password);
     assert_eq!(resolved.tls.mode, SslMode::Disable);
@@ -652,10 +652,10 @@ fn impossible_settings_are_refused_when_connecting() {
         (|config| config.dbname("\0"), "dbname: must not contain a NUL"),
         (|config| config.application_name("\0"), "application_name: must not contain a NUL"),
         (
-            |config| config.orphan_timeout(Duration::from_secs(3)),
-            "orphan_timeout: must be from 4 seconds",
+            |config| config.orphan_timeout(Duration::from_secs(7)),
+            "orphan_timeout: must be from 8 seconds",
         ),
-        (|config| config.orphan_timeout(Duration::from_millis(4500)), "orphan_timeout: must be"),
+        (|config| config.orphan_timeout(Duration::from_millis(8500)), "orphan_timeout: must be"),
         (|config| config.orphan_timeout(Duration::from_secs(86_401)), "orphan_timeout: must be"),
         (|config| config.lease(Duration::from_millis(999)), "lease: must be from 1 second"),
         (|config| config.lease(Duration::from_micros(1_000_500)), "lease: must be from 1 second"),
@@ -669,7 +669,7 @@ fn impossible_settings_are_refused_when_connecting() {
         assert!(error.to_string().starts_with(expected), "{error}");
         assert!(!error.to_string().contains("hush"), "{error}");
     }
-    for limit in [4, 86_400] {
+    for limit in [8, 86_400] {
         assert!(resolve(Config::new().orphan_timeout(Duration::from_secs(limit))).is_ok());
     }
     for limit in [1, 86_400] {

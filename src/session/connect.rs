@@ -70,9 +70,14 @@ impl From<Unfit> for Failure {
 }
 
 /// Connects to the first server of the configuration that can hold locks. The comment stays visible in
-/// `pg_stat_activity` for as long as the session makes function calls only.
-pub(super) async fn connect(config: &Config, comment: &str) -> Result<Wire> {
+/// `pg_stat_activity` for as long as the session makes function calls only. So does the name, unless the
+/// configuration has another.
+pub(super) async fn connect(config: &Config, name: &str, comment: &str) -> Result<Wire> {
+    let is_named = config.names_application();
     let mut config = config.resolve()?;
+    if !is_named {
+        config.application_name = name.to_owned();
+    }
     if config.load_balance_hosts == LoadBalance::Random {
         shuffle(&mut config.servers)?;
     }

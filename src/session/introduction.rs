@@ -280,7 +280,7 @@ fn settings(version: u32, orphan_timeout: Duration, lease: Option<Duration>) -> 
             (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
             (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
             (0, "tcp_keepalives_count", keepalive.probes.to_string()),
-            (12, "tcp_user_timeout", orphan_timeout.as_millis().to_string()),
+            (12, "tcp_user_timeout", keepalive.acknowledgement.as_millis().to_string()),
             (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
         ],
     ));
@@ -376,14 +376,21 @@ fn quoted(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
 
-/// When the server counts a silent client as gone: within `orphan_timeout`.
+/// When the server counts a silent client as gone: within `orphan_timeout`. It counts from when it last
+/// heard of the client, which may be as long ago as it leaves it in peace: so it probes often.
 fn server_keepalive(orphan_timeout: Duration) -> Keepalive {
     let seconds = orphan_timeout.as_secs();
-    keepalive((seconds / 3).max(1), (seconds / 6).max(1), 3)
+    let pause = (seconds / 6).max(1);
+    let probes = (seconds - pause) / pause;
+    keepalive(pause, pause, u32::try_from(probes).unwrap_or(u32::MAX))
 }
 
 /// When this side counts a silent server as gone: sooner than the server does, so that the holder of a
 /// lock knows first. What the caller wishes counts as far as it is no later.
+///
+/// A request (a heartbeat, say) that is sent when the last probe has nearly run out puts an end to
+/// probing: the system waits for its acknowledgement instead, for the whole of its time. Together, the
+/// two have to be over before the server's time is.
 pub(super) fn client_keepalive(orphan_timeout: Duration, wishes: &KeepaliveWishes) -> Keepalive {
     let seconds = orphan_timeout.as_secs();
     let latest = keepalive((seconds / 6).max(1), (seconds / 12).max(1), 2);
@@ -394,8 +401,9 @@ pub(super) fn client_keepalive(orphan_timeout: Duration, wishes: &KeepaliveWishe
         acknowledgement: latest.acknowledgement,
     };
     let probing = if asked_for.patience() <= latest.patience() { asked_for } else { latest };
+    // Linux goes by this rather than by the number of probes.
     let acknowledgement = wishes.user_timeout.unwrap_or(latest.acknowledgement);
-    Keepalive { acknowledgement: acknowledgement.min(latest.acknowledgement), ..probing }
+    Keepalive { acknowledgement: acknowledgement.min(probing.patience()), ..probing }
 }
 
 fn keepalive(idle: u64, interval: u64, probes: u32) -> Keepalive {
@@ -443,13 +451,58 @@ mod tests {
 
     #[test]
     fn the_client_notices_a_silent_network_before_the_server_frees_the_lock() {
-        for seconds in 4..=86_400 {
+        // How long a packet goes without acknowledgement until the system begins to count.
+        let retransmission = Duration::from_millis(500);
+        for seconds in 8..=86_400 {
             let orphan_timeout = Duration::from_secs(seconds);
-            let server = server_keepalive(orphan_timeout).patience();
-            let client = client_keepalive(orphan_timeout, &KeepaliveWishes::default()).patience();
-            assert!(server <= orphan_timeout, "{seconds} s: the server waits {server:?}");
-            assert!(client < server, "{seconds} s: the client waits {client:?} of {server:?}");
+            let server = server_keepalive(orphan_timeout);
+            let client = client_keepalive(orphan_timeout, &KeepaliveWishes::default());
+            assert!(server.patience() <= orphan_timeout, "{seconds} s: {server:?}");
+            // The server has heard nothing for as long as it may before it probes.
+            let freed = server.interval * server.probes;
+            // Linux lets a timer ring an eighth late.
+            let told = client.patience() * 9 / 8 + retransmission + client.acknowledgement;
+            assert!(told < freed, "{seconds} s: {client:?}, {server:?}");
         }
+    }
+
+    /// Where there is a limit to that, Linux looks at each probe for how long nothing was heard, and does
+    /// not count the probes.
+    #[test]
+    fn a_vanished_host_is_given_up_within_the_orphan_timeout() {
+        for seconds in 4..=86_400 {
+            let settings = settings(12, Duration::from_secs(seconds), None);
+            let set = |wanted| -> u64 {
+                let (_, value) = settings.iter().find(|(name, _)| *name == wanted).unwrap();
+                value.parse().unwrap()
+            };
+            let [idle, interval] = ["tcp_keepalives_idle", "tcp_keepalives_interval"].map(set);
+            let silence = set("tcp_user_timeout") / 1_000;
+            let given_up = idle + interval * silence.saturating_sub(idle).div_ceil(interval);
+            assert!(given_up <= seconds, "{seconds} s: {given_up} s");
+        }
+    }
+
+    #[test]
+    fn a_callers_wishes_for_keepalive_count_as_far_as_they_are_no_later() {
+        let wished = |idle, interval, probes, user_timeout| {
+            let [idle, interval, user_timeout] =
+                [idle, interval, user_timeout].map(Duration::from_secs);
+            let wishes = KeepaliveWishes {
+                idle: Some(idle),
+                interval: Some(interval),
+                probes: Some(probes),
+                user_timeout: Some(user_timeout),
+            };
+            let client = client_keepalive(Duration::from_secs(30), &wishes);
+            let [idle, interval, user_timeout] =
+                [client.idle, client.interval, client.acknowledgement].map(|time| time.as_secs());
+            (idle, interval, client.probes, user_timeout)
+        };
+        assert_eq!(wished(1, 1, 2, 2), (1, 1, 2, 2));
+        assert_eq!(wished(1, 1, 2, 9), (1, 1, 2, 3), "Linux would probe for as long as that");
+        assert_eq!(wished(7, 1, 2, 100), (7, 1, 2, 9));
+        assert_eq!(wished(7, 1, 3, 4), (5, 2, 2, 4));
     }
 
     #[test]

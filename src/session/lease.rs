@@ -13,6 +13,9 @@
 //! for clocks that differ (by less than a thousandth where NTP keeps them), for a timer that rings late,
 //! and for what the holder still has to do.
 //!
+//! The holder's clock is the system's monotonic one, which stands still while a machine sleeps: that is an
+//! exception which [`Config::lease`](crate::Config::lease) names.
+//!
 //! While a request is under way, the server does not count. Where its answer took longer than the pause
 //! between heartbeats, as that of a wait may, nobody knows how long ago the server gave it: a heartbeat
 //! has to be answered before the outcome is told.

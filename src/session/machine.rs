@@ -76,13 +76,19 @@ pub(super) const OPERATOR_INTERVENTION: &str = "57P";
 /// What a caller wants of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
-    /// Waits for the lock, until this time if there is one.
-    Lock(LockId, Option<Instant>),
+    /// Waits for the lock: until a time, if there is one, and for no longer than a slice.
+    Lock {
+        lock: LockId,
+        until: Option<Instant>,
+        /// Begins when the server is asked for the lock. In a pooler's queue it keeps nobody from work.
+        slice: Option<Duration>,
+    },
     /// Takes the lock if it is free.
     TryLock(LockId),
     /// Releases the lock.
     Unlock(LockId),
-    /// Takes a fencing token for the lock, by a query that has one row. It may wait for standbys.
+    /// Takes a fencing token for the lock, by a query that has one row. It begins with the process that
+    /// answers, and may wait for standbys.
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
@@ -346,14 +352,13 @@ impl Machine {
 
     /// Sends a request, and says when to poll at the latest, as [`Action::Wait`] does. The machine has to
     /// be idle.
-    pub(crate) fn ask(&mut self, ask: Ask, now: Instant) -> Result<Option<Instant>, NotReady> {
+    pub(crate) fn ask(&mut self, mut ask: Ask, now: Instant) -> Result<Option<Instant>, NotReady> {
         if !self.is_idle() {
             return Err(NotReady);
         }
         self.sent = now;
         let answer_by = self.answer_by(&ask, now);
-        let until = ask.until(answer_by);
-        let takes = matches!(ask, Ask::Lock(..) | Ask::TryLock(_));
+        let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_));
         self.state = match &self.means {
             Means::Transaction { begin, .. } if takes => {
                 self.connection.script(begin)?;
@@ -361,10 +366,11 @@ impl Machine {
             }
             _ => {
                 self.send(&ask)?;
+                ask.begin_slice(now);
                 State::Asked(Asked::new(ask, answer_by))
             }
         };
-        Ok(until)
+        Ok(ask.until(answer_by))
     }
 
     /// When the server has to have answered.
@@ -394,7 +400,7 @@ impl Machine {
 
     fn send(&mut self, ask: &Ask) -> Result<(), NotReady> {
         let (function, lock) = match ask {
-            Ask::Lock(lock, _) => (Function::Lock, *lock),
+            Ask::Lock { lock, .. } => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
@@ -533,6 +539,7 @@ impl Machine {
         }
         self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
         self.sent = now;
+        asked.ask.begin_slice(now);
         // The time in the pooler's queue was not the server's.
         asked.answer_by = now + ANSWER_WITHIN;
         self.state = State::Asked(asked);
@@ -574,9 +581,7 @@ impl Machine {
                 Event::Failed(error) => Answer::Failed(error),
                 Event::Ended(error) => return Err(Loss::Ended(error)),
                 Event::Noticed(notice) => {
-                    if notice.sqlstate().starts_with(OPERATOR_INTERVENTION) {
-                        self.last_words = Some(notice);
-                    }
+                    self.note(notice);
                     continue;
                 }
                 Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
@@ -598,6 +603,24 @@ impl Machine {
         Ok(())
     }
 
+    /// What the server says besides its answers.
+    fn note(&mut self, notice: ServerError) {
+        if notice.sqlstate().starts_with(OPERATOR_INTERVENTION) {
+            self.last_words = Some(notice);
+            return;
+        }
+        let State::Asked(Asked { ask: Ask::Fence { .. }, answer: Some(token), .. }) =
+            &mut self.state
+        else {
+            return;
+        };
+        // All that a server can warn of between a token and the end of its commit is that the standbys
+        // may not have it: somebody ended the wait for them.
+        if matches!(token, Answer::Row(_)) && notice.severity() == "WARNING" {
+            *token = Answer::Failed(notice);
+        }
+    }
+
     /// Sends the next step of settling.
     fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
         let function = match settling.step {
@@ -616,9 +639,11 @@ impl Machine {
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
         let is_lent = !self.holds_one_lock() || self.means.is_open(&self.connection);
         match self.state {
-            State::Asked(Asked { ask: Ask::Lock(_, Some(until)), answer: None, .. })
+            State::Asked(Asked {
+                ask: Ask::Lock { until: Some(until), .. }, answer: None, ..
+            })
             | State::Opening(Asked {
-                ask: Ask::Lock(_, Some(until)),
+                ask: Ask::Lock { until: Some(until), .. },
                 answer: None,
                 wanted: true,
                 ..
@@ -633,9 +658,9 @@ impl Machine {
         }
         match &mut self.state {
             State::Idle => Ok(Action::Wait { until: None }),
-            State::Asked(asked @ Asked { ask: Ask::Lock(..), answer: None, .. })
+            State::Asked(asked @ Asked { ask: Ask::Lock { .. }, answer: None, .. })
             | State::Opening(
-                asked @ Asked { ask: Ask::Lock(..), answer: None, wanted: true, .. },
+                asked @ Asked { ask: Ask::Lock { .. }, answer: None, wanted: true, .. },
             ) => Ok(Action::Wait { until: asked.ask.until(asked.answer_by) }),
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
@@ -671,7 +696,9 @@ impl Machine {
         let give_up_at = now + SETTLE_WITHIN;
         match &mut self.state {
             State::Asked(Asked {
-                ask: ask @ (Ask::Lock(..) | Ask::Fence { .. }), answer, ..
+                ask: ask @ (Ask::Lock { .. } | Ask::Fence { .. }),
+                answer,
+                ..
             }) => {
                 self.state = State::Withdrawing(Withdrawing {
                     ask: *ask,
@@ -720,7 +747,7 @@ impl Ask {
     /// The lock that must not be held in the end, unless the outcome says so and is wanted.
     fn lock(&self) -> Option<LockId> {
         match self {
-            Self::Lock(lock, _)
+            Self::Lock { lock, .. }
             | Self::TryLock(lock)
             | Self::Unlock(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
@@ -728,10 +755,18 @@ impl Ask {
         }
     }
 
+    /// Has a wait end with the slice that begins now.
+    fn begin_slice(&mut self, now: Instant) {
+        if let Self::Lock { until, slice, .. } = self {
+            let ends = slice.take().and_then(|slice| now.checked_add(slice));
+            *until = [*until, ends].into_iter().flatten().min();
+        }
+    }
+
     /// When something is due if there is no answer.
     fn until(&self, answer_by: Instant) -> Option<Instant> {
         match self {
-            Self::Lock(_, until) => *until,
+            Self::Lock { until, .. } => *until,
             _ => Some(answer_by),
         }
     }
@@ -739,7 +774,7 @@ impl Ask {
     /// What follows from what the function returned, if nothing is to be done about it.
     fn plain_outcome(&self, result: CallResult) -> Option<Outcome> {
         match (self, result) {
-            (Self::Lock(..), CallResult::Void) | (Self::TryLock(_), CallResult::True) => {
+            (Self::Lock { .. }, CallResult::Void) | (Self::TryLock(_), CallResult::True) => {
                 Some(Outcome::Acquired)
             }
             (Self::TryLock(_), CallResult::False) => Some(Outcome::NotAcquired),
@@ -779,7 +814,7 @@ impl Asked {
         };
         let latest = now + patience;
         self.answer_by = match self.ask {
-            Ask::Lock(..) if self.wanted => latest,
+            Ask::Lock { .. } if self.wanted => latest,
             _ => self.answer_by.min(latest),
         };
     }
@@ -809,14 +844,16 @@ impl Asked {
                 answer.check_sign_of_life(means)?;
                 Ok(Next::Alive { wanted: self.wanted })
             }
-            (Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
+            (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => {
+                Err(Loss::Moved)
+            }
             (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) => done(Outcome::Row(row)),
             // A server that cannot call the function has not locked, and could not unlock.
-            (Ask::Lock(..) | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
+            (Ask::Lock { .. } | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
             }
             (
-                Ask::Lock(lock, _)
+                Ask::Lock { lock, .. }
                 | Ask::TryLock(lock)
                 | Ask::Fence { lock, held: Held::Newly, .. },
                 Answer::Failed(error),
@@ -855,7 +892,7 @@ impl Withdrawing {
             }
             // A token that was cancelled may have come without what it waited for.
             (_, Answer::Failed(_)) | (Ask::Fence { .. }, Answer::Row(_)) => Outcome::NotAcquired,
-            (Ask::Lock(lock, _), answer) => match (answer.of(means)?, self.reason) {
+            (Ask::Lock { lock, .. }, answer) => match (answer.of(means)?, self.reason) {
                 (CallResult::Void, Reason::Unwanted) => Outcome::NotAcquired,
                 (CallResult::Void, _) => return Ok(Next::Done(Some(*lock), Outcome::Acquired)),
                 _ => return Err(unexpected_answer()),
@@ -863,7 +900,7 @@ impl Withdrawing {
             _ => return Err(unexpected_answer()),
         };
         let (lock, reason) = match self.ask {
-            Ask::Lock(lock, _) => (lock, self.reason),
+            Ask::Lock { lock, .. } => (lock, self.reason),
             Ask::Fence { lock, held: Held::Newly, .. } => (lock, Reason::Unwanted),
             ask => return Ok(Next::Done(ask.lock(), outcome)),
         };

@@ -116,13 +116,18 @@ impl Session {
     ///
     /// Dropping this future closes the socket. Nothing was locked.
     pub async fn connect(config: &Config) -> Result<Self> {
-        Self::connect_for(config, "session").await
+        Self::connect_as(config, "pglock", "session").await
     }
 
-    /// Connects with a comment that shows in `pg_stat_activity` what the session is for.
-    pub(crate) async fn connect_for(config: &Config, comment: &str) -> Result<Self> {
+    /// Connects for one key.
+    pub(crate) async fn connect_for(config: &Config, key: Key) -> Result<Self> {
+        Self::connect_as(config, &format!("pglock {key}"), &format!("lock {key}")).await
+    }
+
+    /// Connects with a name and a comment that show in `pg_stat_activity` what the session is for.
+    async fn connect_as(config: &Config, name: &str, comment: &str) -> Result<Self> {
         // Connecting takes far more room than what follows: callers' futures need not carry it.
-        let wire = Box::pin(connect::connect(config, comment)).await?;
+        let wire = Box::pin(connect::connect(config, name, comment)).await?;
         Ok(Self {
             place: Place::Here(Box::new(wire)),
             books: Books::default(),
@@ -469,14 +474,14 @@ impl Session {
         wait: Option<&Cancellable>,
     ) -> Result<bool> {
         loop {
-            let slice_ends = self.wait_slice.and_then(|slice| now().checked_add(slice));
-            let ends = [until, slice_ends].into_iter().flatten().min();
-            let outcome = self.perform(Ask::Lock(lock, ends), wait).await?;
+            let ask = Ask::Lock { lock, until, slice: self.wait_slice };
+            let outcome = self.perform(ask, wait).await?;
             let acquired = self.acquired(lock, outcome)?;
             if !acquired && wait.is_some_and(Cancellable::is_asked) {
                 return Err(cancelled(lock));
             }
-            if acquired || ends == until {
+            let is_over = until.is_some_and(|until| until <= now());
+            if acquired || is_over || self.wait_slice.is_none() {
                 return Ok(acquired);
             }
         }

@@ -136,9 +136,11 @@ impl Wire {
                 if self.has_to_send() {
                     self.poll_send(cx);
                 }
+                // The runtime rings late if a task that keeps waking itself is all that it looks at.
                 let news = self.poll_cancel(cx)
                     || self.poll_receive(cx)?
-                    || until.is_some_and(|until| self.poll_alarm(until, cx));
+                    || until
+                        .is_some_and(|until| until <= Instant::now() || self.poll_alarm(until, cx));
                 if !news {
                     return Poll::Pending;
                 }
@@ -159,8 +161,8 @@ impl Wire {
     }
 
     /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
-    pub(super) async fn catch_up(&self) -> Result<()> {
-        self.stream.catch_up().await.map_err(|error| self.broken(error))
+    pub(super) async fn catch_up(&mut self) -> Result<()> {
+        self.stream.catch_up().await.map_err(|error| self.ended(Some(error)))
     }
 
     /// Waits between requests, until the session is over or it is time for a sign of life.
@@ -270,22 +272,23 @@ impl Wire {
         let mut bytes = [MaybeUninit::uninit(); READ_BYTES];
         let mut read = ReadBuf::uninit(&mut bytes);
         match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
-            Poll::Ready(Ok(())) if read.filled().is_empty() => Err(self.ended()),
+            Poll::Ready(Ok(())) if read.filled().is_empty() => Err(self.ended(None)),
             Poll::Ready(Ok(())) => {
                 self.machine.connection().received().extend_from_slice(read.filled());
                 Ok(true)
             }
-            Poll::Ready(Err(error)) => Err(self.broken(error)),
+            Poll::Ready(Err(error)) => Err(self.ended(Some(error))),
             Poll::Pending => match self.send_error.take() {
-                Some(error) => Err(self.broken(error)),
+                Some(error) => Err(self.ended(Some(error))),
                 None => Ok(false),
             },
         }
     }
 
-    /// The server has closed the connection, and there is nothing more to read.
-    fn ended(&mut self) -> Error {
-        match (self.machine.last_words(), self.send_error.take()) {
+    /// The connection is closed or broken, and there is nothing more to read. A server that crashes warns
+    /// of that, and then ends neither TLS nor, if it has not read everything, the connection properly.
+    fn ended(&mut self, error: Option<io::Error>) -> Error {
+        match (self.machine.last_words(), error.or_else(|| self.send_error.take())) {
             (Some(warning), _) => self.lost(Loss::Ended(warning)),
             (None, Some(error)) => self.broken(error),
             (None, None) => {

@@ -4,17 +4,18 @@
 //! whose client seems to have closed it) is ended at once, whatever its client knows: a lease does not
 //! change that. The client is told before the lock is free, but through a network that is slow or
 //! silent, or a proxy, the next holder may hear of it before this one. So sessions are terminated here
-//! where no proxy is in between, the server starts again once the proxy has told everybody, and no
-//! half-closed connection tells the server first. What happens without that care,
+//! where no proxy is in between, a server takes the place of one that has ended once the proxy has told
+//! everybody, and no half-closed connection tells the server first. What happens without that care,
 //! [`Fence`](pglock::Fence) is for.
 
+use std::mem;
 use std::ops::Range;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use pglock_test_cluster::{
-    Break, Cluster, Proxy, Settings, Shutdown, Traffic, Way, role, wait_until,
+    Break, Cluster, Proxy, Settings, Shutdown, Traffic, Way, role, signal, wait_until,
 };
 
 use crate::history::Watch;
@@ -44,11 +45,16 @@ enum Fault {
     FreezeThroughRestart,
     Kill,
     Terminate,
+    FreezeBackend,
     KillBackend,
     Restart(Shutdown),
+    /// The server takes nobody in, and goes on with whom it has for a while.
+    SmartStop,
+    /// The primary is stopped, and its standby takes its place.
+    Promote(Shutdown),
 }
 
-const FAULTS: [Fault; 16] = [
+const FAULTS: [Fault; 20] = [
     Fault::Silence(&[Way::ToServer]),
     Fault::Silence(&[Way::ToClient]),
     Fault::Silence(&[Way::ToServer, Way::ToClient]),
@@ -62,34 +68,44 @@ const FAULTS: [Fault; 16] = [
     Fault::FreezeThroughRestart,
     Fault::Kill,
     Fault::Terminate,
+    Fault::FreezeBackend,
     Fault::KillBackend,
     Fault::Restart(Shutdown::Fast),
     Fault::Restart(Shutdown::Immediate),
+    Fault::SmartStop,
+    Fault::Promote(Shutdown::Fast),
+    Fault::Promote(Shutdown::Immediate),
 ];
 
 pub(crate) struct Chaos {
     random: Random,
     // Ended in this order: who contends before what is contended for.
     processes: Vec<Process>,
+    primary: Server,
+    standby: Server,
+    journals: Folder,
+}
+
+struct Server {
     proxy: Proxy,
     cluster: Cluster,
-    journals: Folder,
 }
 
 impl Chaos {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         // A server that starts again by itself would not wait for the proxy.
-        let cluster = Settings::new().set("restart_after_crash", "off").start();
-        let proxy = Proxy::start(cluster.port());
+        let settings = Settings::new().set("restart_after_crash", "off");
+        let primary = Server::new(settings.clone().start());
+        let standby = Server::new(settings.start_standby_of(&primary.cluster));
         let journals = Folder::new();
         let processes = (0..PROCESSES)
             .map(|number| {
-                let terms = terms(number, &cluster, &proxy);
+                let terms = terms(number, [&primary, &standby]);
                 Process::start(number, terms, &journals, random.next())
             })
             .collect();
-        Self { random, processes, proxy, cluster, journals }
+        Self { random, processes, primary, standby, journals }
     }
 
     /// Strikes for this long, then lets all end. Returns their journals.
@@ -112,7 +128,7 @@ impl Chaos {
             assert!(process.wait().success(), "a contender failed");
         }
         watch.look();
-        let mut look = self.cluster.raw();
+        let mut look = self.primary.cluster.raw();
         wait_until("nobody has or awaits a lock", PATIENCE, || {
             look.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"
         });
@@ -124,21 +140,21 @@ impl Chaos {
             Fault::Silence(ways) => {
                 self.await_holder(DIRECT..PROCESSES);
                 for way in ways {
-                    self.proxy.set(*way, Traffic::Silent);
+                    self.primary.proxy.set(*way, Traffic::Silent);
                 }
                 self.pause(200..3000);
-                self.proxy.set_both(Traffic::Flows);
+                self.primary.proxy.set_both(Traffic::Flows);
             }
             Fault::Slow(traffic) => {
-                self.proxy.set_both(traffic);
+                self.primary.proxy.set_both(traffic);
                 self.pause(500..1500);
-                self.proxy.set_both(Traffic::Flows);
+                self.primary.proxy.set_both(Traffic::Flows);
             }
-            Fault::Break(how) => self.proxy.break_all(how),
+            Fault::Break(how) => self.primary.proxy.break_all(how),
             Fault::HalfClose => {
-                self.proxy.set(Way::ToClient, Traffic::Ended);
+                self.primary.proxy.set(Way::ToClient, Traffic::Ended);
                 self.pause(50..200);
-                self.proxy.set_both(Traffic::Flows);
+                self.primary.proxy.set_both(Traffic::Flows);
             }
             // Without a lease, the others would only wait for the thaw.
             Fault::Freeze | Fault::FreezeInSilence if !self.has_leases() => {}
@@ -152,11 +168,11 @@ impl Chaos {
                 self.await_holder(DIRECT..PROCESSES);
                 let victim = self.process(DIRECT..PROCESSES);
                 self.processes[victim].freeze();
-                self.proxy.set_both(Traffic::Silent);
+                self.primary.proxy.set_both(Traffic::Silent);
                 self.pause(500..3000);
                 self.processes[victim].thaw();
                 self.pause(200..500);
-                self.proxy.set_both(Traffic::Flows);
+                self.primary.proxy.set_both(Traffic::Flows);
             }
             Fault::FreezeThroughRestart => {
                 let victim = self.process(0..DIRECT);
@@ -170,8 +186,11 @@ impl Chaos {
                 self.processes[victim].replace(&self.journals, seed);
             }
             Fault::Terminate => self.terminate(),
+            Fault::FreezeBackend => self.freeze_backend(),
             Fault::KillBackend => self.kill_backend(),
             Fault::Restart(shutdown) => self.restart(shutdown),
+            Fault::SmartStop => self.stop_smartly(),
+            Fault::Promote(shutdown) => self.promote(shutdown),
         }
     }
 
@@ -195,7 +214,7 @@ impl Chaos {
     }
 
     fn has_leases(&self) -> bool {
-        self.cluster.major_version() >= ENDS_SILENT_SESSIONS
+        self.primary.cluster.major_version() >= ENDS_SILENT_SESSIONS
     }
 
     fn terminate(&mut self) {
@@ -205,7 +224,20 @@ impl Chaos {
         if !direct.is_empty() {
             let (_, pid) = direct[self.random.below(direct.len())];
             // It may be gone by now.
-            self.cluster.raw().rows(&format!("SELECT pg_terminate_backend({pid})"));
+            self.primary.cluster.raw().rows(&format!("SELECT pg_terminate_backend({pid})"));
+        }
+    }
+
+    /// That of the holder, two times out of three.
+    fn freeze_backend(&mut self) {
+        let mut sessions = self.sessions("true");
+        if self.random.below(3) == 0 {
+            self.random.shuffle(&mut sessions);
+        }
+        let Some((_, pid)) = sessions.pop() else { return };
+        if try_signal(&pid, "STOP") {
+            self.pause(100..3000);
+            signal(&pid, "CONT");
         }
     }
 
@@ -214,23 +246,44 @@ impl Chaos {
         let mut sessions = self.sessions("true");
         self.random.shuffle(&mut sessions);
         let Some((_, pid)) = sessions.pop() else { return };
-        let kill = Command::new("sh").args(["-c", "kill -s KILL \"$1\"", "sh", &pid]).status();
-        // It may be gone by now.
-        if kill.unwrap().success() {
-            self.cluster.wait_for_exit();
+        if try_signal(&pid, "KILL") {
+            self.primary.cluster.wait_for_exit();
             self.start_again();
         }
     }
 
     fn restart(&mut self, shutdown: Shutdown) {
-        self.cluster.stop(shutdown);
+        self.primary.cluster.stop(shutdown);
         self.start_again();
     }
 
+    /// The server would wait for its clients for ever, of which there is one more.
+    fn stop_smartly(&mut self) {
+        let mut client = self.primary.cluster.raw();
+        self.primary.cluster.begin_to_stop(Shutdown::Smart);
+        wait_until("the server takes nobody in", PATIENCE, || {
+            !self.primary.cluster.takes_clients()
+        });
+        self.pause(100..1500);
+        assert!(!self.primary.cluster.takes_clients(), "a server that stops has taken somebody in");
+        assert_eq!(client.value("SELECT 'served'"), "served");
+        self.restart(Shutdown::Fast);
+    }
+
     fn start_again(&mut self) {
-        wait_until("the proxy has told everybody", PATIENCE, || self.proxy.connections() == 0);
+        self.primary.await_told();
         self.pause(0..300);
-        self.cluster.start();
+        self.primary.cluster.start();
+    }
+
+    fn promote(&mut self, shutdown: Shutdown) {
+        self.primary.cluster.stop(shutdown);
+        self.primary.await_told();
+        self.pause(0..300);
+        self.standby.cluster.promote();
+        mem::swap(&mut self.primary, &mut self.standby);
+        self.pause(0..300);
+        self.standby.cluster.follow(&self.primary.cluster);
     }
 
     /// The processes and the backends of the sessions that have or await the lock, if they meet this
@@ -242,7 +295,7 @@ impl Chaos {
              WHERE locktype = 'advisory' AND application_name <> '' AND {condition} \
              ORDER BY granted"
         );
-        let rows = self.cluster.raw().rows(&sql);
+        let rows = self.primary.cluster.raw().rows(&sql);
         rows.into_iter()
             .map(|row| match row.as_slice() {
                 [Some(process), Some(pid)] => (process.parse().unwrap(), pid.clone()),
@@ -256,17 +309,37 @@ impl Chaos {
     }
 }
 
-/// Some have TLS, some the shortest lease, some neither.
-fn terms(number: usize, cluster: &Cluster, proxy: &Proxy) -> Terms {
-    let mut url = cluster.url_for(&role::TRUST);
-    if number >= DIRECT {
-        url = url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port()));
+impl Server {
+    fn new(cluster: Cluster) -> Self {
+        Self { proxy: Proxy::start(cluster.port()), cluster }
     }
-    url.push_str("?connect_timeout=2");
+
+    /// Waits, once the server has ended, until those behind the proxy know.
+    fn await_told(&self) {
+        wait_until("the proxy has told everybody", PATIENCE, || self.proxy.connections() == 0);
+    }
+}
+
+/// Some have TLS, some the shortest lease, some neither.
+fn terms(number: usize, servers: [&Server; 2]) -> Terms {
+    let hosts = servers.map(|Server { proxy, cluster }| {
+        format!("127.0.0.1:{}", if number < DIRECT { cluster.port() } else { proxy.port() })
+    });
+    let mut url = format!(
+        "postgresql://{}@{}/app?target_session_attrs=read-write&connect_timeout=2",
+        role::TRUST.name,
+        hosts.join(",")
+    );
     if number % 2 == 0 {
         url.push_str("&sslmode=disable");
     }
     let lease = Duration::from_millis(if number / 2 == number % 2 { 1000 } else { 1500 });
-    let has_lease = cluster.major_version() >= ENDS_SILENT_SESSIONS;
+    let has_lease = servers[0].cluster.major_version() >= ENDS_SILENT_SESSIONS;
     Terms { url, lease: has_lease.then_some(lease) }
+}
+
+/// Sends a signal to a backend, which may be gone by now: says whether it was not.
+fn try_signal(pid: &str, signal: &str) -> bool {
+    let kill = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, pid]).status();
+    kill.unwrap().success()
 }

@@ -1,8 +1,9 @@
-//! Several processes contend for one lock while their network, their server and they themselves are
-//! struck by faults; afterwards their histories are judged.
+//! Several processes contend for one lock while their network, their servers and they themselves are
+//! struck by faults; afterwards their histories are judged. And [crashes], one after another.
 //!
 //! - `PGLOCK_FAULTS_SECONDS`: how long they do; a minute by default.
 //! - `PGLOCK_FAULTS_SEED`: which faults strike in which order. The test prints the seed that it took.
+//! - `PGLOCK_CRASHES`: how often the server crashes; a few times by default.
 //!
 //! A binary of its own, since its faults would disturb other tests, and their load its timing.
 
@@ -16,6 +17,7 @@
 
 mod chaos;
 mod contender;
+mod crashes;
 mod history;
 mod processes;
 mod random;
@@ -34,7 +36,6 @@ fn a_lock_has_one_holder_at_a_time_through_all_faults() {
     if let Some(part) = Part::assigned() {
         return part.play();
     }
-    let number = |name| env::var(name).ok().map(|text| text.parse().expect("a whole number"));
     let duration = Duration::from_secs(number("PGLOCK_FAULTS_SECONDS").unwrap_or(60));
     let seed = number("PGLOCK_FAULTS_SEED").unwrap_or_else(|| {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -46,4 +47,9 @@ fn a_lock_has_one_holder_at_a_time_through_all_faults() {
         Ok(verdict) => println!("{verdict}"),
         Err(complaints) => panic!("{complaints}"),
     }
+}
+
+/// What a variable of the environment says, if it is set.
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok().map(|text| text.parse().expect("a whole number"))
 }

@@ -663,19 +663,27 @@ async fn the_server_shows_whose_session_it_is_and_what_for() {
 }
 
 #[tokio::test]
-async fn the_default_application_name_is_that_of_the_library() {
+async fn the_default_application_name_is_that_of_the_library_and_tells_the_key() {
     let mut look = Cluster::default_cluster().raw_to("postgres");
     let mut config: Config = Cluster::default_cluster().url_for(&role::TRUST).parse().unwrap();
-    // No other test uses the name with this database.
+    // No other test uses the names with this database.
     config.dbname("postgres");
     let _session = Session::connect(&config).await.unwrap();
-    let sql = "SELECT count(*) FROM pg_stat_activity \
-               WHERE application_name = 'pglock' AND datname = 'postgres'";
-    assert_eq!(look.value(sql), "1");
+    let _locks = (
+        Lock::connect(&config, 42).await.unwrap(),
+        Lock::connect(&config, (-1, i32::MIN)).await.unwrap(),
+    );
+    for name in ["pglock", "pglock 42", "pglock (-1, -2147483648)"] {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity \
+             WHERE application_name = '{name}' AND datname = 'postgres'"
+        );
+        assert_eq!(look.value(&sql), "1", "{name}");
+    }
 }
 
-/// By default `orphan_timeout` is 30 s, and the server begins to probe after a third of it. Without
-/// that, it would begin after two hours.
+/// By default `orphan_timeout` is 30 s, and both ends begin to probe after a sixth of it. Without
+/// that, they would begin after two hours.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn both_ends_probe_a_silent_connection() {
@@ -684,16 +692,14 @@ async fn both_ends_probe_a_silent_connection() {
     alice.lock().await.unwrap();
     let client: u16 = stage.activity("alice", "client_port").parse().unwrap();
     let server = Cluster::default_cluster().port();
-    for (end, local, remote, seconds) in
-        [("server", server, client, 10), ("client", client, server, 5)]
-    {
+    for (end, local, remote) in [("server", server, client), ("client", client, server)] {
         let mut probe_in = None;
         eventually("the connection is silent", PATIENCE, || {
             probe_in = next_probe(local, remote);
             probe_in.is_some()
         })
         .await;
-        assert!(probe_in <= Some(Duration::from_secs(seconds)), "the {end} probes in {probe_in:?}");
+        assert!(probe_in <= Some(Duration::from_secs(5)), "the {end} probes in {probe_in:?}");
     }
 }
 

@@ -1,10 +1,12 @@
-//! Faults of the network between a client and a server: what a holder and a waiter are told, and when
-//! the lock is free for others.
+//! Faults of the network between a client and a server, and of the server itself: what a holder and a
+//! waiter are told, and when the lock is free for others.
 
 use std::time::{Duration, Instant};
 
 use pglock::{Config, Error, ErrorKind, Lock, SslMode};
-use pglock_test_cluster::{Break, Cluster, Proxy, Traffic, Way, wait_until};
+use pglock_test_cluster::{
+    Break, Cluster, Proxy, Settings, Shutdown, Traffic, Way, role, signal, wait_until,
+};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -244,4 +246,46 @@ async fn slow_networks_change_nothing() {
         soon(alice.close()).await.unwrap();
         assert_eq!(stage.locks(), [""; 0]);
     }
+}
+
+/// On a server of its own, since others of its processes may have to wait for the one that is frozen.
+#[tokio::test]
+async fn a_holder_whose_server_process_is_frozen_stops_with_its_lease_and_the_lock_stays() {
+    let cluster = Settings::new().start();
+    let mut stage = Stage::on(&cluster);
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
+    alice.lock().await.unwrap();
+    let mut bob = stage.lock("bob").await;
+    let process_id = stage.pid("alice");
+    signal(process_id, "STOP");
+    assert_lost(&told(hold(alice), LEASE + AT_ONCE).await, &["renewed the lease of 2s in time"]);
+    assert!(!bob.try_lock().await.unwrap(), "the server has not heard of any end");
+    signal(process_id, "CONT");
+    assert_takes(&mut bob, AT_ONCE).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_smartly_takes_nobody_in_and_waits_for_its_sessions() {
+    let mut cluster = Settings::new().start();
+    let config: Config = cluster.url_for(&role::TRUST).parse().unwrap();
+    let mut alice = Lock::connect(&config, 1).await.unwrap();
+    let mut bob = Lock::connect(&config, 1).await.unwrap();
+    alice.lock().await.unwrap();
+    cluster.begin_to_stop(Shutdown::Smart);
+    wait_until("the server takes nobody in", AT_ONCE, || !cluster.takes_clients());
+    let error = Lock::connect(&config, 1).await.unwrap_err();
+    assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Connect, Some("57P03")), "{error}");
+
+    alice.hold(async {}).await.unwrap();
+    assert!(!bob.try_lock().await.unwrap());
+    alice.unlock().await.unwrap();
+    assert_takes(&mut bob, AT_ONCE).await;
+    soon(alice.close()).await.unwrap();
+    soon(bob.close()).await.unwrap();
+    cluster.wait_for_exit();
 }

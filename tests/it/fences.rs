@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pglock::{ErrorKind, Mode};
-use pglock_test_cluster::{Settings, eventually};
+use pglock_test_cluster::{Cluster, Settings, eventually};
 use tokio::time::timeout;
 
 use crate::stage::{Stage, soon};
@@ -50,17 +50,32 @@ async fn a_token_rises_over_a_promotion() {
     assert!(before.timeline() < after.timeline(), "{before} {after}");
 }
 
-/// A commit waits for a standby that does not exist.
-#[tokio::test]
-async fn a_token_that_does_not_come_takes_no_lock() {
+/// A server whose commits wait for a standby that does not exist.
+async fn server_without_its_standby() -> Cluster {
     let cluster = Settings::new().start();
     let mut admin = cluster.raw();
+    // Sessions are not to hear of what is no error, as far as that is for roles to say.
+    admin.rows("ALTER ROLE ALL SET client_min_messages = 'error'");
+    admin.rows("ALTER ROLE ALL SET synchronous_commit = 'local'");
     admin.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     admin.rows("SELECT pg_reload_conf()");
     eventually("commits wait", SHORT * 100, || {
         !admin.value("SHOW synchronous_standby_names").is_empty()
     })
     .await;
+    cluster
+}
+
+async fn alice_waits_for_a_standby(stage: &mut Stage<'_>) {
+    eventually("the token is waited for", SHORT * 100, || {
+        stage.activity("alice", "coalesce(wait_event, '')") == "SyncRep"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_come_takes_no_lock() {
+    let cluster = server_without_its_standby().await;
     let mut stage = Stage::on(&cluster);
     let mut alice = stage.lock("alice").await;
     alice.lock_shared().await.unwrap();
@@ -72,14 +87,37 @@ async fn a_token_that_does_not_come_takes_no_lock() {
 
     let canceller = alice.canceller();
     let cancelling = async {
-        let sync_rep = "the token is waited for";
-        eventually(sync_rep, SHORT * 100, || {
-            stage.activity("alice", "coalesce(wait_event, '')") == "SyncRep"
-        })
-        .await;
+        alice_waits_for_a_standby(&mut stage).await;
         canceller.cancel().await;
     };
     let (fenced, ()) = soon(async { tokio::join!(alice.lock_fenced(), cancelling) }).await;
     assert_eq!(fenced.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(stage.locks(), ["alice holds shared"]);
+}
+
+/// The server then warns, and gives the token all the same.
+#[tokio::test]
+async fn a_token_that_somebody_else_keeps_from_the_standbys_is_none() {
+    let cluster = server_without_its_standby().await;
+    for level in [0, 1] {
+        let mut stage = Stage::on(&cluster);
+        let mut alice = stage.lock("alice").await;
+        if level > 0 {
+            alice.lock().await.unwrap();
+        }
+        let cancelling = async {
+            alice_waits_for_a_standby(&mut stage).await;
+            stage.cancel_request("alice");
+        };
+        let (fenced, ()) = soon(async { tokio::join!(alice.lock_fenced(), cancelling) }).await;
+        let error = fenced.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Server, "{error}");
+        assert!(error.to_string().contains("synchronous replication"), "{error}");
+        assert_eq!(alice.level(Mode::Exclusive), level);
+        let held = ["alice holds exclusive"];
+        assert_eq!(stage.locks(), held.get(..usize::from(level > 0)).unwrap());
+        // The session can be used further.
+        alice.lock().await.unwrap();
+        assert_eq!(stage.locks(), held);
+    }
 }

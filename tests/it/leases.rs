@@ -1,6 +1,9 @@
 //! Leases: the server ends a silent session, and its holder knows before that.
 
+use std::future::poll_fn;
 use std::pin::pin;
+use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pglock::{Error, ErrorKind, Lock, Mode, Session, SslMode};
@@ -98,6 +101,34 @@ async fn requests_renew_a_lease() {
         alice.unlock((7, round), Mode::Shared).await.unwrap();
     }
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
+}
+
+/// The runtime has no time for its timers and sockets: the work, which never waits, is all that it sees.
+#[test]
+fn work_that_leaves_the_runtime_no_time_stops_with_its_lease() {
+    const STEP: Duration = LEASE.checked_div(10).unwrap();
+    let stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
+    let holding = runtime.spawn(async move {
+        let mut alice = lock(&stage, "alice").await;
+        alice.lock().await.unwrap();
+        let mut steps = 0;
+        let work = poll_fn(|cx| {
+            thread::sleep(STEP);
+            steps += 1;
+            cx.waker().wake_by_ref();
+            if steps < 20 { Poll::Pending } else { Poll::Ready(()) }
+        });
+        (alice.hold(work).await, steps)
+    });
+    let (ended, steps) = runtime.block_on(holding).unwrap();
+    assert_ended(&ended.unwrap_err());
+    // The last of them began before the end of the lease.
+    assert!(steps < 10, "{steps} steps");
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ mod fences;
 mod holders;
 mod hostile;
 mod leases;
+#[cfg(target_os = "linux")]
+mod packet_loss;
 mod pooler;
 mod processes;
 mod psql;

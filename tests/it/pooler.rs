@@ -304,6 +304,23 @@ async fn who_came_later_is_told_in_the_same_transaction() {
     }
 }
 
+/// A slice is for the server's sake, which has nothing to do with Bob as long as the pooler has.
+#[tokio::test]
+async fn a_wait_in_slices_waits_for_the_pooler_in_one_piece() {
+    let mut pool = Pool::new(1);
+    let slice = Duration::from_millis(100);
+    let mut config = pool.config(&role::TRUST, "bob");
+    config.wait_slice(slice);
+    let (mut alice, mut bob) =
+        (pool.lock("alice").await, Lock::connect(&config, pool.stage.key()).await.unwrap());
+    alice.lock().await.unwrap();
+    let mut waiting = tokio::spawn(async move { bob.lock().await.map(|()| bob) });
+    assert!(timeout(20 * slice, &mut waiting).await.is_err(), "alice has the connection");
+    alice.unlock().await.unwrap();
+    let _bob = soon(waiting).await.unwrap().unwrap();
+    assert_eq!(pool.stage.locks(), ["bob holds exclusive"]);
+}
+
 /// Alice has the only server connection of the pool. Bob, who gives up, loses no more than a session that
 /// holds nothing.
 #[tokio::test]
@@ -533,18 +550,24 @@ async fn a_pooler_that_ends_idle_transactions_is_told_of() {
 /// A wish for session locks where the pooler keeps no session: the process that answers is another.
 #[tokio::test]
 async fn a_pooler_that_changes_the_server_process_is_found_out() {
-    let mut pool = Pool::of(PoolMode::Transaction, Pooler::Session, 2);
-    let mut alice = Session::connect(&pool.config(&role::TRUST, "alice")).await.unwrap();
-    let (key, other) = (pool.stage.key(), Key::from((8, 8)));
-    assert!(alice.try_lock(key, Mode::Exclusive).await.unwrap());
-    let holder = pool.stage.pid("alice").to_string();
-    let mut occupant = occupy(&pool);
-    let taken = occupant.value("SELECT pg_backend_pid()");
-    assert_eq!(taken, holder, "the pooler gives the connection that it used last");
-    let error = soon(alice.try_lock(other, Mode::Exclusive)).await.unwrap_err();
-    assert!(error.is_lost(), "{error}");
-    assert!(error.to_string().contains("process"), "{error}");
-    assert!(alice.unlock(key, Mode::Exclusive).await.unwrap_err().is_lost());
+    for asks_for_token in [false, true] {
+        let mut pool = Pool::of(PoolMode::Transaction, Pooler::Session, 2);
+        let mut alice = Session::connect(&pool.config(&role::TRUST, "alice")).await.unwrap();
+        let (key, other) = (pool.stage.key(), Key::from((8, 8)));
+        assert!(alice.try_lock(key, Mode::Exclusive).await.unwrap());
+        let holder = pool.stage.pid("alice").to_string();
+        let mut occupant = occupy(&pool);
+        let taken = occupant.value("SELECT pg_backend_pid()");
+        assert_eq!(taken, holder, "the pooler gives the connection that it used last");
+        let error = if asks_for_token {
+            soon(alice.try_lock_fenced(key, Mode::Exclusive)).await.unwrap_err()
+        } else {
+            soon(alice.try_lock(other, Mode::Exclusive)).await.unwrap_err()
+        };
+        assert!(error.is_lost(), "{error}");
+        assert!(error.to_string().contains("process"), "{error}");
+        assert!(alice.unlock(key, Mode::Exclusive).await.unwrap_err().is_lost());
+    }
 }
 
 #[tokio::test]

@@ -219,10 +219,12 @@ impl World {
             return Err(String::from("acquired for nobody"));
         }
         self.believed = match (&ask, &outcome) {
-            (Ask::Lock(..) | Ask::TryLock(_), Outcome::Acquired) => true,
-            (Ask::Lock(..) | Ask::TryLock(_), Outcome::NotAcquired)
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Acquired) => true,
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::NotAcquired)
             | (Ask::Unlock(_), Outcome::Released) => false,
-            (Ask::Lock(..) | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => false,
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
+                false
+            }
             (Ask::Heartbeat, Outcome::Alive) => self.believed,
             other => return Err(format!("{other:?} makes no sense")),
         };
@@ -316,15 +318,15 @@ impl World {
             (false, 0) => Ask::TryLock(LOCK),
             (false, 1) => {
                 self.request.gives_up_at = Some(soon);
-                Ask::Lock(LOCK, Some(self.at(soon)))
+                Ask::Lock { lock: LOCK, until: Some(self.at(soon)), slice: None }
             }
             (false, 2) => {
                 self.plan(soon, Happening::CallerCancels(request));
-                Ask::Lock(LOCK, None)
+                Ask::Lock { lock: LOCK, until: None, slice: None }
             }
             (false, _) => {
                 self.plan(soon, Happening::CallerGoes(request));
-                Ask::Lock(LOCK, None)
+                Ask::Lock { lock: LOCK, until: None, slice: None }
             }
         };
         if self.random.one_in(6) {

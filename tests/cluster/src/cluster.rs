@@ -191,6 +191,11 @@ impl Cluster {
             .unwrap_or_else(|error| panic!("a look at the server failed: {error}"))
     }
 
+    /// Whether the server takes in whoever comes now.
+    pub fn takes_clients(&self) -> bool {
+        Raw::connect(&self.socket(), &role::SUPERUSER, "postgres").is_ok()
+    }
+
     /// The postmaster's process id.
     pub fn process_id(&self) -> u32 {
         let id = fs::read_to_string(self.directory.join("pid")).expect("the postmaster's pid file");
@@ -199,8 +204,13 @@ impl Cluster {
 
     /// Stops the server and waits until it has ended.
     pub fn stop(&mut self, shutdown: Shutdown) {
-        signal(self.process_id(), shutdown.signal());
+        self.begin_to_stop(shutdown);
         self.wait_for_exit();
+    }
+
+    /// Has the server stop, and does not wait for it.
+    pub fn begin_to_stop(&mut self, shutdown: Shutdown) {
+        signal(self.process_id(), shutdown.signal());
     }
 
     /// Starts the server that [`Self::stop`] stopped, on the same port.
@@ -392,7 +402,7 @@ impl Cluster {
         self.supervisor.order("start");
         let mut answered = false;
         wait_until("PostgreSQL answers", PATIENCE, || {
-            answered = Raw::connect(&self.socket(), &role::SUPERUSER, "postgres").is_ok();
+            answered = self.takes_clients();
             answered || self.has_exited()
         });
         let log = self.log().split_off(logged_before);

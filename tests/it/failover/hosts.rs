@@ -117,7 +117,7 @@ async fn a_standby_gives_its_turn_to_the_primary_and_is_refused_alone() {
     let error = refusal(&string_for(&[&standby]).parse().unwrap()).await;
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert_tells(&error, &["is a standby", "connect to the primary"]);
-    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pglock'";
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglock%'";
     wait_until("the standby is left", PATIENCE, || standby.raw().value(sessions) == "0");
 }
 

@@ -6,7 +6,7 @@ use pglock::{Lock, Mode};
 use super::{assert_error, assert_lost, assert_tells_no_secret, told};
 use crate::scripted::messages::{
     boolean, command_complete, error, fatal, header, message, notice, one_row, parameter_status,
-    ready_for_query, returned, returned_null, row_description, void,
+    ready_for_query, returned, returned_null, row_description, void, warning,
 };
 use crate::scripted::{Backend, LOCK, PASSWORD, Script, TRY_LOCK, UNLOCK, VERSION, timely};
 
@@ -40,6 +40,20 @@ async fn a_session_that_is_ended_during_a_wait_says_why() {
         let error = timely(lock.lock()).await.unwrap_err();
         backend.done().await;
         assert_lost(lock, error, Lost, "SQLSTATE 57P01").await;
+    }
+}
+
+/// A server that restarts after a crash says no more than that.
+#[tokio::test]
+async fn a_warning_of_the_end_is_the_reason_however_the_connection_ends() {
+    for end in [Script::end_of_file, Script::resets] {
+        let warning = warning("57P02", "terminating connection because of a crash");
+        let script = Script::new().session().hears(LOCK).says(warning);
+        let backend = end(script).left().play().await;
+        let mut lock = backend.connect().await.unwrap();
+        let error = timely(lock.lock()).await.unwrap_err();
+        backend.done().await;
+        assert_lost(lock, error, Lost, "SQLSTATE 57P02").await;
     }
 }
 

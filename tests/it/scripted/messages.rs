@@ -81,6 +81,11 @@ pub(crate) fn notice(body_bytes: usize) -> Vec<u8> {
     message(b'N', &report("NOTICE", "00000", &"x".repeat(body_bytes.saturating_sub(frame))))
 }
 
+/// A warning of the server.
+pub(crate) fn warning(sqlstate: &str, text: &str) -> Vec<u8> {
+    message(b'N', &report("WARNING", sqlstate, text))
+}
+
 fn report(severity: &str, sqlstate: &str, text: &str) -> Vec<u8> {
     format!("S{severity}\0V{severity}\0C{sqlstate}\0M{text}\0\0").into_bytes()
 }
