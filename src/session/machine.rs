@@ -292,6 +292,11 @@ impl Machine {
         &mut self.connection
     }
 
+    #[cfg(test)]
+    pub(super) fn lease(&mut self) -> &mut Option<Lease> {
+        &mut self.lease
+    }
+
     /// Whether nothing is outgoing.
     pub(crate) fn is_all_sent(&self) -> bool {
         self.connection.outgoing().is_empty()

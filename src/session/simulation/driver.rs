@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::server::{ADMIN_SHUTDOWN, Command, HOME, Process, QUERY_CANCELED, TIMEOUT};
+use super::server::{ADMIN_SHUTDOWN, Command, ELSEWHERE, HOME, Process, QUERY_CANCELED, TIMEOUT};
 use crate::protocol::NotReady;
+use crate::session::advisory::Means;
+use crate::session::lease::Lease;
 use crate::session::machine::{Action, Ask, Loss, Machine, Outcome};
 
 /// What an implementation could do wrong.
@@ -25,11 +27,21 @@ pub(super) enum Defect {
     MissesLastWords,
     /// Deadlines are noticed a minute late.
     Oversleeps,
+    /// Whichever process answers is taken for the one that holds the locks.
+    BelievesAnyProcess,
+    /// A lease runs from the answer instead of from the sending of what was answered.
+    CountsFromAnswer,
+    /// A lease lasts for the holder as long as for the server.
+    LeavesNoMargin,
+    /// An answered heartbeat does not renew the lease.
+    ForgetsHeartbeat,
+    /// An outcome that took longer than the pause between heartbeats is told as it is.
+    TellsUnconfirmed,
 }
 
 impl Defect {
     /// Each, with what the simulation has to say of it.
-    pub(super) const ALL: [(Self, &str); 8] = [
+    pub(super) const ALL: [(Self, &str); 13] = [
         (Self::TrustsCanceled, "believed held: false"),
         (Self::TrustsFailedUnlock, "believed held: false"),
         (Self::LeavesCancelOpen, "a signal hit a later request"),
@@ -39,19 +51,44 @@ impl Defect {
         // The session is over, but for another reason than the server gave, or too late.
         (Self::MissesLastWords, " after "),
         (Self::Oversleeps, " after "),
+        (Self::BelievesAnyProcess, "believed an answer from another process"),
+        (Self::CountsFromAnswer, "the lease ended before its holder knew"),
+        (Self::LeavesNoMargin, "the lease ended before its holder knew"),
+        // A session is lost that stands.
+        (Self::ForgetsHeartbeat, "Expired(12ms) after "),
+        // Before the lock was told of, or soon after that.
+        (Self::TellsUnconfirmed, "the lease ended before"),
     ];
+
+    /// Whether it shows by these means.
+    pub(super) fn shows_by(self, means: &Means) -> bool {
+        self != Self::BelievesAnyProcess || matches!(means, Means::Queries { .. })
+    }
+
+    pub(super) fn is_about_leases(self) -> bool {
+        matches!(
+            self,
+            Self::CountsFromAnswer
+                | Self::LeavesNoMargin
+                | Self::ForgetsHeartbeat
+                | Self::TellsUnconfirmed
+        )
+    }
 }
 
 pub(super) struct Driver {
     machine: Machine,
     defect: Option<Defect>,
     request: Request,
+    polled_at: Instant,
+    /// When something was sent last.
+    sent_at: Instant,
 }
 
 /// What a defect may need to know of the request that is under way.
 #[derive(Default)]
 struct Request {
-    unlocks: bool,
+    asked: Option<Ask>,
     cancelled: bool,
     cancels: u32,
     sent: bool,
@@ -59,30 +96,55 @@ struct Request {
 }
 
 impl Driver {
-    pub(super) fn new(machine: Machine, defect: Option<Defect>) -> Self {
-        Self { machine, defect, request: Request::default() }
+    pub(super) fn new(mut machine: Machine, defect: Option<Defect>, now: Instant) -> Self {
+        if defect == Some(Defect::LeavesNoMargin) {
+            // A tenth less is what the server counts.
+            let longer = |lease: &Lease| Lease::new(lease.ttl() * 10 / 9, now);
+            *machine.lease() = machine.lease().as_ref().map(longer);
+        }
+        Self { machine, defect, request: Request::default(), polled_at: now, sent_at: now }
     }
 
     pub(super) fn holds_one_lock(&self) -> bool {
         self.machine.holds_one_lock()
     }
 
-    pub(super) fn wants_heartbeats(&self) -> bool {
-        self.machine.heartbeat_due().is_some()
+    pub(super) fn heartbeat_due(&self) -> Option<Instant> {
+        self.machine.heartbeat_due()
+    }
+
+    /// Between requests, as the wire does it.
+    pub(super) fn look(&mut self, now: Instant) -> Result<(), Loss> {
+        if !self.machine.is_drained() {
+            self.machine.poll(now)?;
+        }
+        self.machine.check_lease(|| now)
     }
 
     pub(super) fn ask(&mut self, ask: Ask, now: Instant) -> Result<(), NotReady> {
-        let unlocks = matches!(ask, Ask::Unlock(_));
-        self.request = Request { unlocks, ..Request::default() };
+        self.request = Request { asked: Some(ask), ..Request::default() };
         self.machine.ask(ask, now).map(|_| ())
     }
 
     /// As the wire does it.
     pub(super) fn poll(&mut self, now: Instant) -> Result<Action, Loss> {
+        self.polled_at = now;
+        let lease = *self.machine.lease();
+        let confirms_nothing = self.defect == Some(Defect::TellsUnconfirmed)
+            && self.request.asked != Some(Ask::Heartbeat);
+        if confirms_nothing {
+            *self.machine.lease() = None;
+        }
         let action = match self.machine.take_outcome() {
             Some(outcome) => Action::Done(outcome),
             None => self.machine.poll(now)?,
         };
+        if confirms_nothing {
+            *self.machine.lease() = lease;
+        }
+        if let (Some(lease), Action::Done(outcome)) = (lease, &action) {
+            self.miscount(lease, outcome, now);
+        }
         self.request.cancels += u32::from(action == Action::SendCancel);
         Ok(match (self.defect, action) {
             (Some(Defect::LeavesCancelOpen), Action::SendCancel) => {
@@ -103,6 +165,22 @@ impl Driver {
             }
             (_, action) => action,
         })
+    }
+
+    /// Renews a lease at the wrong time, or not at all.
+    fn miscount(&mut self, mut lease: Lease, outcome: &Outcome, now: Instant) {
+        match self.defect {
+            Some(Defect::CountsFromAnswer) => lease.renew(now),
+            Some(Defect::TellsUnconfirmed) => {
+                // As if it had taken no longer.
+                let timely = now.checked_sub(lease.ttl() / 3).unwrap();
+                let is_grant = *outcome == Outcome::Acquired;
+                lease.renew(if is_grant { self.sent_at.max(timely) } else { self.sent_at });
+            }
+            Some(Defect::ForgetsHeartbeat) if *outcome == Outcome::Alive => {}
+            _ => return,
+        }
+        *self.machine.lease() = Some(lease);
     }
 
     pub(super) fn cancel(&mut self, now: Instant) {
@@ -129,6 +207,9 @@ impl Driver {
         let connection = self.machine.connection();
         let mut bytes = connection.outgoing().to_vec();
         connection.sent(bytes.len());
+        if !bytes.is_empty() {
+            self.sent_at = self.polled_at;
+        }
         if !bytes.is_empty() && std::mem::replace(&mut self.request.sent, true) {
             self.omit_settling(&mut bytes);
         }
@@ -139,7 +220,9 @@ impl Driver {
     fn omit_settling(&mut self, bytes: &mut Vec<u8>) {
         let omits = match self.defect {
             Some(Defect::TrustsCanceled) => self.has_heard(QUERY_CANCELED),
-            Some(Defect::TrustsFailedUnlock) => self.request.unlocks && self.has_heard(TIMEOUT),
+            Some(Defect::TrustsFailedUnlock) => {
+                matches!(self.request.asked, Some(Ask::Unlock(_))) && self.has_heard(TIMEOUT)
+            }
             _ => false,
         };
         if let Some(command) = omits.then(|| Command::read(bytes)).flatten() {
@@ -153,6 +236,19 @@ impl Driver {
         let misses = self.defect == Some(Defect::MissesLastWords);
         if !(misses && self.has_heard(ADMIN_SHUTDOWN)) {
             self.machine.connection().received().extend_from_slice(bytes);
+        }
+        if self.defect == Some(Defect::BelievesAnyProcess) {
+            self.forge_process();
+        }
+    }
+
+    /// Makes it the right process that answers. What is incomplete stays to be seen again.
+    fn forge_process(&mut self) {
+        let (elsewhere, home) = (ELSEWHERE.to_string(), HOME.to_string());
+        let received = self.machine.connection().received();
+        let is_elsewhere = |bytes: &[u8]| bytes == elsewhere.as_bytes();
+        while let Some(at) = received.windows(elsewhere.len()).position(is_elsewhere) {
+            received[at..][..home.len()].copy_from_slice(home.as_bytes());
         }
     }
 

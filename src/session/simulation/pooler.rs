@@ -1,6 +1,6 @@
 //! What stands before the server: which of its processes the session has now, if any.
 
-use super::server::{HOME, Process};
+use super::server::{ELSEWHERE, HOME, Process};
 
 pub(super) struct Pooler {
     /// The process that holds the session's locks.
@@ -20,7 +20,7 @@ impl Pooler {
     pub(super) fn new() -> Self {
         Self {
             home: Process::new(HOME),
-            elsewhere: Process::new(HOME - 1),
+            elsewhere: Process::new(ELSEWHERE),
             is_elsewhere: false,
             is_empty: false,
             fills_at: 0,

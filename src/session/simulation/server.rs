@@ -2,6 +2,8 @@
 
 /// The process that the session holds its locks in; a pooler may lend it another one.
 pub(super) const HOME: i32 = 1000;
+/// The other one, with a number of as many digits.
+pub(super) const ELSEWHERE: i32 = 9000;
 
 /// Opens a transaction. The model knows no settings.
 pub(super) const BEGIN: &str = "BEGIN; SELECT pg_catalog.pg_backend_pid()";

@@ -1,10 +1,13 @@
 //! Everything that takes time.
 
+mod lease;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::{Arguments, Debug, Formatter, Write};
 use std::time::{Duration, Instant};
 
+use self::lease::{LATE, LEASE, Leased, TOO_LATE};
 use super::driver::{Defect, Driver};
 use super::pooler::Pooler;
 use super::server::{Command, QUERY_CANCELED, TIMEOUT, Transaction};
@@ -15,9 +18,6 @@ use crate::session::lease::Lease;
 use crate::session::machine::{
     ANSWER_WITHIN, Action, Ask, Loss, Machine, OPEN_WITHIN, Outcome, SETTLE_WITHIN,
 };
-
-/// So short that many a wait takes longer than the pause between its heartbeats, and other requests do not.
-const LEASE: Duration = Duration::from_millis(12);
 
 /// Something that happens at some time. Times are microseconds since the start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +36,9 @@ enum Happening {
     CallerGoes(u32),
     ServerShutsDown,
     ServerFallsSilent,
+    NetworkIsCut,
+    /// The lease ends, unless another command came since it began to run.
+    LeaseEnds(u32),
     ClockReaches,
 }
 
@@ -58,6 +61,14 @@ enum Doing {
     Runs(Command),
     Waits(Command),
     Gone,
+}
+
+/// What gets through between the client and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    Works,
+    LosesAnswers,
+    LosesAll,
 }
 
 /// What is known of the request that is under way.
@@ -83,16 +94,19 @@ pub(super) struct World {
     planned: u64,
 
     means: Means,
+    leased: Leased,
     driver: Driver,
     /// The last time at which the machine wanted to be polled.
     alarm: Option<Instant>,
     request: Request,
+    /// Whether the caller believes that it holds the lock.
+    believed: bool,
 
     doing: Doing,
     pooler: Pooler,
     pooler_moves: bool,
     other_holds: bool,
-    silent: bool,
+    network: Network,
 
     received: Vec<u8>,
     reaches_server_by: u64,
@@ -106,9 +120,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, means: Means, defect: Option<Defect>) -> Self {
         let epoch = Instant::now();
-        // Every other session has one. It would find some of the defects out in its own way.
-        let lease = (seed % 2 == 1 && defect.is_none()).then(|| Lease::new(LEASE, epoch));
-        let driver = Driver::new(Machine::new(logged_in(), means.clone(), lease, epoch), defect);
+        // Every other session has one. It would find other defects out in its own way.
+        let has_lease = defect.map_or(seed % 2 == 1, Defect::is_about_leases);
+        let lease = has_lease.then(|| Lease::new(LEASE, epoch));
+        let machine = Machine::new(logged_in(), means.clone(), lease, epoch);
         let mut world = Self {
             random: Random(seed),
             clock: 0,
@@ -116,14 +131,16 @@ impl World {
             agenda: BinaryHeap::new(),
             planned: 0,
             means,
-            driver,
+            leased: Leased::new(has_lease),
+            driver: Driver::new(machine, defect, epoch),
             alarm: None,
             request: Request::default(),
+            believed: false,
             doing: Doing::Reads,
             pooler: Pooler::new(),
             pooler_moves: false,
             other_holds: false,
-            silent: false,
+            network: Network::Works,
             received: Vec::new(),
             reaches_server_by: 0,
             reaches_client_by: 0,
@@ -138,13 +155,18 @@ impl World {
     /// Plans what nobody asks for.
     fn plan_rest(&mut self) {
         self.plan(0, Happening::OtherTakes);
+        self.run_lease();
         if self.random.one_in(40) {
             let at = self.random.up_to(40_000);
             self.plan(at, Happening::ServerShutsDown);
         }
         if self.random.one_in(40) {
             let at = self.random.up_to(40_000);
-            self.plan(at, Happening::ServerFallsSilent);
+            let is_cut = self.random.one_in(2);
+            self.plan(
+                at,
+                if is_cut { Happening::NetworkIsCut } else { Happening::ServerFallsSilent },
+            );
         }
         match self.means {
             Means::Calls => {}
@@ -167,41 +189,60 @@ impl World {
     }
 
     pub(super) fn run(&mut self) -> Result<(), String> {
-        let mut believed = false;
-        for request in 0..REQUESTS {
-            let asked_at = self.clock;
-            let ask = self.ask(request, believed);
-            self.driver.ask(ask, self.now()).map_err(|error| error.to_string())?;
-            let outcome = match self.see_through() {
-                Ok(outcome) => outcome,
-                Err(loss) => return self.check_loss(&loss, asked_at),
+        for _ in 0..REQUESTS {
+            let goes_on = self.pause()? && {
+                let ask = self.choose();
+                self.perform(ask)?
             };
-            self.note(format_args!("{outcome:?}"));
-            if self.request.caller_gone && outcome == Outcome::Acquired {
-                return Err(String::from("acquired for nobody"));
+            if !goes_on {
+                break;
             }
-            believed = match (&ask, &outcome) {
-                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Acquired) => true,
-                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::NotAcquired)
-                | (Ask::Unlock(_), Outcome::Released) => false,
-                (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
-                    false
-                }
-                (Ask::Heartbeat, Outcome::Alive) => believed,
-                other => return Err(format!("{other:?} makes no sense")),
-            };
-            self.check_books(believed)?;
         }
         Ok(())
     }
 
+    /// Sees a request through. The result says whether the session stands.
+    fn perform(&mut self, ask: Ask) -> Result<bool, String> {
+        let asked_at = self.clock;
+        self.request.asked = Some(ask);
+        let number = self.request.number;
+        self.note(format_args!("request {number}: {ask:?}"));
+        // From here on the lock cannot be taken back.
+        self.believed &= ask != Ask::Unlock(LOCK);
+        self.driver.ask(ask, self.now()).map_err(|error| error.to_string())?;
+        let outcome = match self.see_through() {
+            Ok(outcome) => outcome,
+            Err(loss) => return self.check_loss(&loss, asked_at).map(|()| false),
+        };
+        self.note(format_args!("{outcome:?}"));
+        if self.request.caller_gone && outcome == Outcome::Acquired {
+            return Err(String::from("acquired for nobody"));
+        }
+        self.believed = match (&ask, &outcome) {
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Acquired) => true,
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::NotAcquired)
+            | (Ask::Unlock(_), Outcome::Released) => false,
+            (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Failed(_)) if self.request.failed => {
+                false
+            }
+            (Ask::Heartbeat, Outcome::Alive) => self.believed,
+            other => return Err(format!("{other:?} makes no sense")),
+        };
+        self.leased.renew(asked_at);
+        self.check_books().map(|()| true)
+    }
+
     /// The books agree with the server's, and nothing happened on the way that must not.
-    fn check_books(&self, believed: bool) -> Result<(), String> {
+    fn check_books(&self) -> Result<(), String> {
         if let Some(problem) = self.problem {
             return Err(String::from(problem));
         }
         if self.request.answered_elsewhere {
             return Err(String::from("believed an answer from another process"));
+        }
+        let believed = self.believed;
+        if self.leased.has_ended && believed {
+            return Err(String::from("the lease ended before the lock was told of"));
         }
         // The news that the session is over may still be under way.
         if self.doing == Doing::Gone {
@@ -229,16 +270,28 @@ impl World {
             Doing::Queues(_, since) => self.clock - since,
             _ => self.pooler.queued_for,
         };
-        let unserved = self.silent || microseconds(OPEN_WITHIN) < queued_for + 5_000;
+        let silent = self.network != Network::Works;
+        let delayed = self.leased.is_delayed();
+        let under_way = 2_000 + if delayed { TOO_LATE } else { LATE };
+        let unserved = silent || microseconds(OPEN_WITHIN) < queued_for + under_way;
         let since = |at| Duration::from_micros(self.clock - at);
         let taken = since(asked_at);
         let (case, is_due) = match loss {
+            Loss::Ended(_) if self.leased.has_ended => {
+                (Case::Lapsed, self.leased.is_neglected || delayed)
+            }
             Loss::Ended(_) => (Case::Lost, self.doing == Doing::Gone),
-            Loss::Silent(_) => (Case::Lost, self.silent && taken <= 2 * ANSWER_WITHIN),
-            Loss::Expired(ttl) => (Case::Expired, self.silent && taken < 2 * ANSWER_WITHIN + *ttl),
-            Loss::Unsettled(_) => (Case::Lost, self.silent && taken < 4 * SETTLE_WITHIN),
+            Loss::Silent(_) => (Case::Lost, silent && taken <= 2 * ANSWER_WITHIN),
+            Loss::Expired(ttl) => {
+                let is_over = LEASE * 9 / 10 <= since(self.leased.renewed_at);
+                let has_reason = silent || self.leased.is_neglected || delayed;
+                let is_due = is_over && has_reason && taken < 2 * ANSWER_WITHIN + *ttl;
+                (Case::Expired, is_due)
+            }
+            Loss::Unsettled(_) => (Case::Lost, silent && taken < 4 * SETTLE_WITHIN),
             Loss::Moved => (Case::Moved, self.request.answered_elsewhere && taken < SETTLE_WITHIN),
-            Loss::NotServed => match self.request.gives_up_at {
+            // Half an error may have come at the last moment.
+            Loss::NotServed | Loss::Stuck(_) => match self.request.gives_up_at {
                 Some(at) => (Case::NotServed, unserved && since(at) <= OPEN_WITHIN),
                 None => (Case::NotServed, unserved && taken == ANSWER_WITHIN),
             },
@@ -248,11 +301,18 @@ impl World {
         if is_due { Ok(()) } else { Err(format!("{loss:?} after {taken:?}")) }
     }
 
-    fn ask(&mut self, request: u32, held: bool) -> Ask {
-        self.request = Request { number: request, ..Request::default() };
+    /// Gives the next request a number, by which a caller that gives up finds it.
+    fn begin_request(&mut self) -> u32 {
+        let number = self.request.number + 1;
+        self.request = Request { number, ..Request::default() };
+        number
+    }
+
+    fn choose(&mut self) -> Ask {
+        let request = self.begin_request();
         let soon = self.clock + self.random.up_to(8_000);
-        let wants_heartbeat = self.driver.wants_heartbeats() && self.random.one_in(4);
-        let ask = match (held, self.random.up_to(4)) {
+        let wants_heartbeat = self.driver.heartbeat_due().is_some() && self.random.one_in(4);
+        let ask = match (self.believed, self.random.up_to(4)) {
             _ if wants_heartbeat => Ask::Heartbeat,
             (true, _) => Ask::Unlock(LOCK),
             (false, 0) => Ask::TryLock(LOCK),
@@ -273,8 +333,6 @@ impl World {
             let at = self.clock + self.random.up_to(3_000);
             self.plan(at, Happening::CallerGoes(request));
         }
-        self.request.asked = Some(ask);
-        self.note(format_args!("request {request}: {ask:?}"));
         ask
     }
 
@@ -301,7 +359,8 @@ impl World {
         if self.alarm != until {
             self.alarm = until;
             if let Some(until) = until {
-                let at = microseconds(until.duration_since(self.epoch));
+                // Not before that, by a clock that only counts microseconds.
+                let at = microseconds(until.duration_since(self.epoch) + Duration::from_nanos(999));
                 self.plan(at, Happening::ClockReaches);
             }
         }
@@ -338,8 +397,10 @@ impl World {
         }
         match happening {
             Happening::ReachesServer(Bytes(bytes)) => {
-                self.received.extend(bytes);
-                self.run_next_command();
+                if self.network != Network::LosesAll {
+                    self.received.extend(bytes);
+                    self.run_next_command();
+                }
             }
             Happening::ReachesClient(Bytes(bytes)) => self.driver.receive(&bytes),
             Happening::SignalReachesProcess(request) => self.signal(request),
@@ -359,12 +420,22 @@ impl World {
                 self.driver.abandon(self.now());
             }
             Happening::CallerCancels(_) | Happening::CallerGoes(_) | Happening::ClockReaches => {}
-            Happening::ServerShutsDown => {
-                let last_words = self.pooler.process().shut_down();
-                self.doing = Doing::Gone;
-                self.reply(&last_words);
+            Happening::ServerShutsDown => self.end_session(),
+            Happening::ServerFallsSilent => self.network = Network::LosesAnswers,
+            Happening::NetworkIsCut => self.network = Network::LosesAll,
+            Happening::LeaseEnds(commands) => {
+                if self.doing == Doing::Reads && self.leased.commands == commands {
+                    self.end_lease();
+                }
             }
-            Happening::ServerFallsSilent => self.silent = true,
+        }
+    }
+
+    fn end_session(&mut self) {
+        if self.doing != Doing::Gone {
+            let last_words = self.pooler.process().shut_down();
+            self.doing = Doing::Gone;
+            self.reply(&last_words);
         }
     }
 
@@ -379,6 +450,7 @@ impl World {
             return;
         }
         let Some(command) = Command::read(&mut self.received) else { return };
+        self.leased.commands += 1;
         let confirms = command.is_heartbeat() && self.request.asked != Some(Ask::Heartbeat);
         self.see_if(confirms, Case::Confirmed);
         if self.pooler_moves && self.random.one_in(4) {
@@ -543,18 +615,20 @@ impl World {
     fn answer(&mut self, answer: &[u8]) {
         self.doing = Doing::Reads;
         self.reply(answer);
+        self.run_lease();
         self.run_next_command();
     }
 
     /// Sends bytes to the client, cut in two anywhere.
     fn reply(&mut self, bytes: &[u8]) {
-        if self.silent {
+        if self.network != Network::Works {
             return;
         }
         let cut = usize::try_from(self.random.up_to(u64::try_from(bytes.len()).unwrap())).unwrap();
         let (head, tail) = bytes.split_at(cut);
+        let longest = self.longest_delay();
         for piece in [head, tail] {
-            let delay = self.random.up_to(700);
+            let delay = self.random.up_to(longest);
             self.reaches_client_by = self.reaches_client_by.max(self.clock + delay);
             self.plan(self.reaches_client_by, Happening::ReachesClient(Bytes(piece.to_vec())));
         }

@@ -1,16 +1,16 @@
 //! Servers that say nothing, or nothing to the point, are given up in bounded time.
 //!
-//! The library waits ten seconds for a request to be withdrawn, and as long for the end of a session,
-//! so the tests in here go on side by side in a few.
+//! The library waits ten seconds for a request to be withdrawn, and as long for the end of a session, and
+//! half a minute for an answer, so the tests in here go on side by side in a few.
 
 use std::time::Duration;
 
 use pglock::ErrorKind::{Connect, Lost, Timeout};
 use pglock::{Lock, Result};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{assert_error, assert_lost, refusal};
-use crate::scripted::messages::{error, notice};
+use crate::scripted::messages::{boolean, error, notice, ready_for_query, void};
 use crate::scripted::{LOCK, Script, TRY_LOCK, UNLOCK, timely};
 
 /// How long a wait lasts that is given up.
@@ -32,6 +32,7 @@ async fn a_request_that_cannot_be_withdrawn_ends_the_session() {
         assert_given_up(waiting().ends_cancels()),
         // The server talks all the time, and not to the point.
         assert_given_up(waiting().cancel_comes().drips(notice(100)).ends_cancels()),
+        assert_given_up(waiting().cancel_comes().floods(notice(100)).ends_cancels()),
         // The wait is withdrawn, and the lock never released.
         assert_given_up(
             waiting()
@@ -103,11 +104,55 @@ async fn assert_stuck_while_connecting(script: Script) {
 }
 
 #[tokio::test]
+async fn a_server_that_keeps_talking_instead_of_answering_is_given_up() {
+    let silent = "did not answer within 30 s";
+    let session = || Script::new().session();
+    let held = || session().hears(TRY_LOCK).says([boolean(true), ready_for_query()].concat());
+    let fenced = || session().hears(LOCK).says([void(), ready_for_query()].concat());
+    tokio::join!(
+        assert_silent(session().hears(TRY_LOCK), silent, async |lock| {
+            lock.try_lock().await.map(drop)
+        }),
+        assert_silent(session().hears_type(b'Q'), silent, async |lock| {
+            lock.holders().await.map(drop)
+        }),
+        assert_silent(held().hears(UNLOCK), silent, async |lock| {
+            assert!(lock.try_lock().await?);
+            lock.unlock().await
+        }),
+        // Nobody waits for it any more.
+        assert_silent(held().hears(UNLOCK), "did not answer within 10 s", async |lock| {
+            assert!(lock.try_lock().await?);
+            timeout(BRIEFLY, lock.unlock()).await.unwrap_err();
+            Err(lock.lost().await)
+        }),
+        // A token is withdrawn first, as a wait is.
+        assert_silent(fenced().hears_type(b'Q'), "withdrawn within 10 s", async |lock| {
+            lock.lock_fenced().await.map(drop)
+        }),
+    );
+}
+
+/// The answer does not come, but something does at every moment.
+async fn assert_silent(
+    script: Script,
+    words: &str,
+    work: impl AsyncFnOnce(&mut Lock) -> Result<()>,
+) {
+    let backend = script.drips(notice(100)).ends_cancels().play().await;
+    let mut lock = backend.connect().await.unwrap();
+    let error = timely(work(&mut lock)).await.unwrap_err();
+    backend.done().await;
+    assert_lost(lock, error, Lost, words).await;
+}
+
+#[tokio::test]
 async fn a_session_that_the_server_does_not_end_is_not_waited_for_for_ever() {
     let terminated = || Script::new().session().hears_bytes(b"X\0\0\0\x04".to_vec());
     tokio::join!(
         assert_not_ended(terminated().left()),
         assert_not_ended(terminated().drips(notice(100))),
+        assert_not_ended(terminated().floods(notice(100))),
     );
 }
 

@@ -37,7 +37,7 @@ use self::messages::{
 
 /// How long anything may take before the test fails: more than any deadline of the library's own that
 /// a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(25);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The process that the backend says it is, and the secret that cancels what it does.
 pub(crate) const PROCESS_ID: i32 = 4711;

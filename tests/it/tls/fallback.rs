@@ -7,6 +7,7 @@ use std::time::Duration;
 use pglock::{Config, Error, ErrorKind, Lock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 
 use crate::scripted::messages::fatal;
 use crate::scripted::timely;
@@ -23,6 +24,8 @@ enum Then {
     FallsSilent,
     /// The connection ends with the first word of TLS.
     BreaksOff,
+    /// A record of TLS comes one byte at a time, and never to its end.
+    Drips,
 }
 
 /// A server that gives each connection the same answers.
@@ -76,11 +79,23 @@ async fn serve(mut socket: TcpStream, answer: &[u8], then: Then) -> Option<()> {
         if let Then::BreaksOff = then {
             return socket.read_u8().await.ok().map(drop);
         }
+        if let Then::Drips = then {
+            return drip(&mut socket).await;
+        }
     }
     if let (Then::Refuses, false) = (then, message == SSL_REQUEST) {
         socket.write_all(&fatal("28000", "bob must not log in")).await.ok()?;
     }
     socket.read_to_end(&mut Vec::new()).await.ok().map(drop)
+}
+
+/// A handshake's longest record.
+async fn drip(socket: &mut TcpStream) -> Option<()> {
+    for byte in [0x16, 3, 3, 0x40, 0].into_iter().chain(std::iter::repeat_n(0, 0x3fff)) {
+        socket.write_u8(byte).await.ok()?;
+        sleep(Duration::from_millis(1)).await;
+    }
+    None
 }
 
 async fn read_message(socket: &mut TcpStream) -> Option<Vec<u8>> {
@@ -107,6 +122,14 @@ async fn what_was_wrong_with_tls_is_told_also_if_the_time_is_up_in_clear() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(error.to_string().contains("before that: the TLS handshake failed"), "{error}");
     assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_handshake_byte_by_byte_ends_with_the_time_to_connect() {
+    let server = Server::start(b"S", Then::Drips).await;
+    let error = server.refusal("require").await;
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(error.to_string().contains("not connected within 300ms"), "{error}");
 }
 
 #[tokio::test]
