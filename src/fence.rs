@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 /// UPDATE report SET body = $2, fence = $1 WHERE id = 1 AND fence < $1;
 /// ```
 ///
-/// That admits one write with each token. A holder that writes more often compares with `<=`.
+/// That admits one write with each token. A holder that writes more often compares with `<=`. Of several
+/// who hold a key shared, such storage admits only whoever took the last token: it is for what is
+/// written under an exclusive lock.
 ///
 /// The token is a place in the server's write-ahead log, on disk before it is given out, together with
 /// the log's timeline. So it rises through a crash of the server and through the promotion of a

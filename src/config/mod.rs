@@ -434,7 +434,8 @@ impl Config {
     /// its locks. From 8 seconds to 24 hours in whole seconds; 30 seconds by default.
     ///
     /// A client that was only cut off knows sooner: it gives up the server before that gives up the
-    /// session.
+    /// session. Where packets are lost in one direction only, the two may be within milliseconds of each
+    /// other, in either order: a [lease](Config::lease) keeps them apart then too.
     ///
     /// A shorter time frees the locks of a lost host sooner, and loses those of a host that was only
     /// cut off for a moment. If only the process dies, its host closes the connection, and the locks

@@ -470,7 +470,7 @@ mod tests {
     /// not count the probes.
     #[test]
     fn a_vanished_host_is_given_up_within_the_orphan_timeout() {
-        for seconds in 4..=86_400 {
+        for seconds in 8..=86_400 {
             let settings = settings(12, Duration::from_secs(seconds), None);
             let set = |wanted| -> u64 {
                 let (_, value) = settings.iter().find(|(name, _)| *name == wanted).unwrap();

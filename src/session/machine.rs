@@ -52,7 +52,7 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the server may take to go on after an error that it reported.
-pub(crate) const GO_ON_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const GO_ON_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a transaction that nobody waits for any more may take to open.
 pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(1);

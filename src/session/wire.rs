@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::machine::{Action, Ask, GO_ON_WITHIN, Loss, Machine, Outcome};
+use super::machine::{Action, Ask, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
 use crate::protocol::CancelKey;
@@ -336,13 +336,7 @@ impl Wire {
                 format!("the server did not answer within {} s", patience.as_secs()),
             ),
             Loss::Stuck(server) => self
-                .error(
-                    ErrorKind::Lost,
-                    format!(
-                        "the server did not go on within {} s after an error",
-                        GO_ON_WITHIN.as_secs()
-                    ),
-                )
+                .error(ErrorKind::Lost, "the server did not go on in time after an error")
                 .with_server(server),
             Loss::Unsettled(patience) => self.error(
                 ErrorKind::Lost,
