@@ -73,6 +73,8 @@ pub enum ErrorKind {
     OutOfLockMemory,
     /// The session ended, and with it every lock that it held.
     Lost,
+    /// The [`LockManager`](crate::LockManager) was closed, and with it every lock that it held.
+    Closed,
     /// This server, or what stands in front of it, cannot be trusted to exclude others: a standby, a
     /// pooler that is not wanted, a server that is not PostgreSQL. Or what was asked for cannot be had
     /// there: a second lock, or a fencing token, through a pooler.

@@ -26,6 +26,8 @@
 //! - [`Key`] says what is locked: a name, a number or two. [`Mode`] says how: alone or together.
 //! - [`Lock`] is one key on a connection of its own. Most programs need nothing else.
 //! - [`Session`] is one connection that holds any number of keys.
+//! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
+//!   connections. A lock is a [`Guard`], released when it is dropped.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -73,6 +75,7 @@ mod holders;
 mod key;
 mod lock;
 mod locker;
+mod manager;
 mod net;
 pub mod protocol;
 mod secret;
@@ -85,6 +88,7 @@ pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
+pub use manager::{Guard, LockManager, LockManagerBuilder};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;

@@ -17,6 +17,7 @@ mod connect;
 mod decoder;
 mod hand_over;
 mod loss;
+mod manager;
 mod round_trip;
 mod server;
 mod stacked;

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!           ReadyForQuery            call, query
-//!   Login ────────────────▶ Idle ────────────────▶ Busy
-//!     │                      │ ▲  ReadyForQuery     │
-//!     │                      │ └────────────────────┘
+//!   Login ────────────────▶ Idle ────────────────▶ Busy ──┐ call, behind a call;
+//!     │                      │ ▲  ReadyForQuery     │ ▲   │ ReadyForQuery before one
+//!     │                      │ └────────────────────┘ └───┘
 //!     └──────────────────────┴──▶ Over ◀── a violation, FATAL, terminate
 //! ```
 //!
 //! A request is answered by results or an error, and then `ReadyForQuery`; only after that may the
-//! next one be sent. Notices and changed parameters may come at any time after the login. A transaction
+//! next one be sent. Function calls are the exception: any number may be under way, each with an answer of
+//! its own, in their order. Notices and changed parameters may come at any time after the login. A transaction
 //! that is open between requests is an error, unless the caller opens some.
 
 use zeroize::Zeroize;
@@ -62,7 +63,10 @@ enum Phase {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Request {
-    Call,
+    Call {
+        /// How many calls have been sent behind this one.
+        behind: u32,
+    },
     Query,
     /// A query of several statements.
     Script,
@@ -94,7 +98,7 @@ pub enum Event<'a> {
     Returned(Option<&'a [u8]>),
     /// The request failed; [`Event::Ready`] follows.
     Failed(ServerError),
-    /// The request is over and the next one may be sent.
+    /// The request is over. The next one may be sent, unless a call behind this one is under way.
     Ready,
     /// The server ends the session and says why.
     Ended(ServerError),
@@ -188,17 +192,21 @@ impl Connection {
         self.transaction.status
     }
 
-    /// Sends a `FunctionCall`.
+    /// Sends a `FunctionCall`. Behind other calls, it is answered after them.
     ///
     /// # Errors
     ///
-    /// [`NotReady`] unless the connection is idle.
+    /// [`NotReady`] unless the connection is idle or only calls are under way.
     pub fn call<const N: usize>(
         &mut self,
         function: u32,
         arguments: [&[u8]; N],
     ) -> Result<(), NotReady> {
-        self.begin(Request::Call)?;
+        if let Phase::Busy { request: Request::Call { behind }, .. } = &mut self.phase {
+            *behind += 1;
+        } else {
+            self.begin(Request::Call { behind: 0 })?;
+        }
         frontend::function_call(function, arguments, &mut self.out.bytes);
         Ok(())
     }
@@ -253,11 +261,13 @@ impl Connection {
     /// for what nearly every answer is. [`poll_event`](Self::poll_event) would tell the same in two
     /// events, and tells everything else.
     pub fn take_call_result(&mut self) -> Option<CallResult> {
-        let Phase::Busy { request: Request::Call, answer: Answer::Pending } = self.phase else {
+        let Phase::Busy { request: request @ Request::Call { .. }, answer: Answer::Pending } =
+            self.phase
+        else {
             return None;
         };
         let result = self.frames.take_call_answer()?;
-        self.phase = Phase::Idle;
+        self.phase = request.next();
         self.transaction.status = TransactionStatus::Idle;
         Some(result)
     }
@@ -281,10 +291,21 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Request {
+    /// What comes after it.
+    fn next(self) -> Phase {
+        match self {
+            Self::Call { behind: behind @ 1.. } => {
+                let request = Self::Call { behind: behind - 1 };
+                Phase::Busy { request, answer: Answer::Pending }
+            }
+            _ => Phase::Idle,
+        }
+    }
+
     /// Whether the result of a statement may come next.
     fn takes_result_after(self, answer: Answer) -> bool {
         match self {
-            Self::Call => false,
+            Self::Call { .. } => false,
             Self::Query => answer == Answer::Pending,
             Self::Script => answer != Answer::Failed,
         }
@@ -296,7 +317,7 @@ impl Phase {
         match self {
             Self::Login(_) => "the login",
             Self::Idle => "a pause between requests",
-            Self::Busy { request: Request::Call, .. } => "a function call",
+            Self::Busy { request: Request::Call { .. }, .. } => "a function call",
             Self::Busy { request: Request::Query | Request::Script, .. } => "a query",
             Self::Over => "the end of the session",
         }
@@ -356,7 +377,7 @@ fn session_event<'a>(
         // Nothing was asked, so this is the reason why the connection is about to be closed.
         (_, BackendMessage::ErrorResponse(error)) => Ok(Event::Ended(error)),
         (
-            Phase::Busy { request: Request::Call, answer: answer @ Answer::Pending },
+            Phase::Busy { request: Request::Call { .. }, answer: answer @ Answer::Pending },
             BackendMessage::FunctionCallResponse(value),
         ) => {
             *answer = Answer::Given;
@@ -380,10 +401,10 @@ fn session_event<'a>(
             Ok(Event::Progress)
         }
         (
-            Phase::Busy { answer: Answer::Given | Answer::Failed, .. },
+            Phase::Busy { request, answer: Answer::Given | Answer::Failed },
             BackendMessage::ReadyForQuery(status),
         ) if transaction.expected || status == TransactionStatus::Idle => {
-            *phase = Phase::Idle;
+            *phase = request.next();
             transaction.status = status;
             Ok(Event::Ready)
         }
@@ -480,6 +501,29 @@ mod tests {
             let received = [&results.concat()[..], b"Z\0\0\0\x05I"].concat();
             assert_eq!(answers_to_queries(&received), accepted, "{}", received.escape_ascii());
         }
+    }
+
+    #[test]
+    fn calls_behind_each_other_are_answered_in_their_order() {
+        const ERROR: &[u8] = b"E\0\0\0\x13SERROR\0CXX000\0\0Z\0\0\0\x05I";
+        let mut connection = calling(b"");
+        connection.call(2882, [&[1; 8]]).unwrap();
+        connection.call(2882, [&[2; 8]]).unwrap();
+        // Nothing but calls.
+        assert_eq!(connection.query("SELECT"), Err(NotReady));
+        connection.received().extend_from_slice(&[ANSWERS[2].0, ERROR].concat());
+        assert_eq!(connection.poll_event(), Ok(Some(Event::Returned(Some(&[1])))));
+        assert_eq!(connection.poll_event(), Ok(Some(Event::Ready)));
+        assert!(matches!(connection.poll_event(), Ok(Some(Event::Failed(_)))));
+        assert_eq!(connection.poll_event(), Ok(Some(Event::Ready)));
+        assert_eq!(connection.poll_event(), Ok(None));
+        assert!(!connection.is_idle());
+        connection.received().extend_from_slice(ANSWERS[1].0);
+        assert_eq!(connection.take_call_result(), Some(CallResult::False));
+        assert!(connection.is_idle());
+        // One answer for each call, and no more.
+        connection.received().extend_from_slice(ANSWERS[1].0);
+        assert!(connection.poll_event().is_err());
     }
 
     #[test]

@@ -15,6 +15,9 @@
 //! Under a [lease](super::lease), an outcome that may be too old goes through `Asked` once more, to be
 //! confirmed by a heartbeat; which is a request like others, otherwise.
 //!
+//! `Batch` stands beside `Asked`: any number of calls that do not wait are under way at a time, and none of
+//! them can be given up. What fails in a batch is settled afterwards, one after the other.
+//!
 //! Where locks are held in transactions, `Opening` stands between `Idle` and `Asked`: a transaction is
 //! opened for the lock, which may have to wait for a pooler. Settling then ends that transaction.
 //!
@@ -35,6 +38,7 @@
 //! unlock makes the books true, whatever its answer. If that answer shows that a lock was granted in
 //! time after all, to a caller who only ran out of time, it is tried for once more.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
@@ -87,6 +91,8 @@ pub(crate) enum Ask {
     TryLock(LockId),
     /// Releases the lock.
     Unlock(LockId),
+    /// Releases the lock if the server holds it, which is not known.
+    Settle(LockId),
     /// Takes a fencing token for the lock, by a query that has one row. It begins with the process that
     /// answers, and may wait for standbys.
     Fence { lock: LockId, held: Held },
@@ -121,6 +127,15 @@ pub(crate) enum Outcome {
     Failed(ServerError),
     /// The session stands.
     Alive,
+    /// What became of each call of a batch.
+    Batch(Vec<Outcome>),
+}
+
+/// A call of a batch, which is answered without waiting for anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    TryLock(LockId),
+    Unlock(LockId),
 }
 
 /// A row of texts, `None` for null.
@@ -192,6 +207,7 @@ enum State {
     /// A transaction is being opened, for the lock that is asked for next.
     Opening(Asked),
     Asked(Asked),
+    Batch(Batch),
     Withdrawing(Withdrawing),
     Settling(Settling),
     Over,
@@ -207,6 +223,18 @@ struct Asked {
     answer_by: Instant,
     /// Whether anybody waits for the outcome.
     wanted: bool,
+}
+
+/// Calls are at the server.
+#[derive(Debug)]
+struct Batch {
+    /// Those that have not been answered.
+    calls: VecDeque<Call>,
+    /// The answer to the first of them.
+    answer: Option<Answer>,
+    outcomes: Vec<Outcome>,
+    /// When the server has to have answered the first of them.
+    answer_by: Instant,
 }
 
 /// A wait, for a lock or for the standbys of a token, is being withdrawn.
@@ -312,6 +340,11 @@ impl Machine {
         matches!(self.means, Means::Transaction { .. })
     }
 
+    /// Whether any number of calls can be under way at a time.
+    pub(crate) fn takes_batches(&self) -> bool {
+        self.means == Means::Calls
+    }
+
     /// Whether a pooler may stand before the server.
     pub(crate) fn may_be_pooled(&self) -> bool {
         self.means != Means::Calls
@@ -320,6 +353,11 @@ impl Machine {
     /// When to give a sign of life, where that is wanted.
     pub(crate) fn heartbeat_due(&self) -> Option<Instant> {
         self.running_lease().map(Lease::heartbeat_due)
+    }
+
+    /// Until when the locks are certain, where a lease says so.
+    pub(crate) fn certain_until(&self) -> Option<Instant> {
+        self.running_lease().map(Lease::ends_at)
     }
 
     /// Whether nothing was heard for too long. Only between requests: while one is under way, the server
@@ -357,6 +395,11 @@ impl Machine {
             return Err(NotReady);
         }
         self.sent = now;
+        if let Ask::Settle(lock) = ask {
+            let settling = Settling::unwanted(lock, Outcome::Released, now);
+            let until = settling.give_up_at;
+            return self.send_settling(settling).map(|()| Some(until));
+        }
         let answer_by = self.answer_by(&ask, now);
         let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_));
         self.state = match &self.means {
@@ -371,6 +414,30 @@ impl Machine {
             }
         };
         Ok(ask.until(answer_by))
+    }
+
+    /// Sends calls, as [`ask`](Self::ask) sends a request. There has to be one, and the session's means have
+    /// to be [`Means::Calls`].
+    pub(crate) fn ask_batch(
+        &mut self,
+        calls: VecDeque<Call>,
+        now: Instant,
+    ) -> Result<Option<Instant>, NotReady> {
+        if !self.is_idle() || !self.takes_batches() || calls.is_empty() {
+            return Err(NotReady);
+        }
+        for call in &calls {
+            let (function, lock) = match call {
+                Call::TryLock(lock) => (Function::TryLock, *lock),
+                Call::Unlock(lock) => (Function::Unlock, *lock),
+            };
+            self.means.ask(function, lock, &mut self.connection)?;
+        }
+        self.sent = now;
+        let answer_by = now + ANSWER_WITHIN;
+        let outcomes = Vec::with_capacity(calls.len());
+        self.state = State::Batch(Batch { calls, answer: None, outcomes, answer_by });
+        Ok(Some(answer_by))
     }
 
     /// When the server has to have answered.
@@ -403,6 +470,7 @@ impl Machine {
             Ask::Lock { lock, .. } => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
+            Ask::Settle(lock) => (Function::Settle, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
             Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
             Ask::Holders(key) => return self.connection.script(&Holders::query(*key)),
@@ -584,13 +652,20 @@ impl Machine {
                     self.note(notice);
                     continue;
                 }
-                Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
+                Event::Ready => {
+                    if let State::Batch(batch) = &mut self.state {
+                        batch.next(now)?;
+                    }
+                    continue;
+                }
+                Event::Progress | Event::Deriving | Event::LoggedIn(_) => continue,
             };
             let place = match &mut self.state {
                 State::Opening(asked) | State::Asked(asked) => {
                     asked.expect_the_end(&answer, now);
                     &mut asked.answer
                 }
+                State::Batch(batch) => &mut batch.answer,
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
                 State::Settling(settling) => &mut settling.answer,
                 State::Idle | State::Over => return Err(unexpected_answer()),
@@ -621,16 +696,19 @@ impl Machine {
         }
     }
 
-    /// Sends the next step of settling.
+    /// Goes on with settling.
     fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
+        self.sent = now;
+        self.send_settling(settling).map_err(|NotReady| unexpected_answer())
+    }
+
+    /// Sends the next step of settling.
+    fn send_settling(&mut self, settling: Settling) -> Result<(), NotReady> {
         let function = match settling.step {
             Settle::Unlock => Function::Settle,
             Settle::TryAgain => Function::TryLock,
         };
-        self.means
-            .ask(function, settling.lock, &mut self.connection)
-            .map_err(|NotReady| unexpected_answer())?;
-        self.sent = now;
+        self.means.ask(function, settling.lock, &mut self.connection)?;
         self.state = State::Settling(settling);
         Ok(())
     }
@@ -677,6 +755,10 @@ impl Machine {
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
                 Ok(Action::Wait { until: Some(*answer_by) })
             }
+            State::Batch(Batch { answer_by, answer, .. }) if *answer_by <= now => {
+                Err(stuck_or(answer.take(), Loss::Silent(ANSWER_WITHIN)))
+            }
+            State::Batch(Batch { answer_by, .. }) => Ok(Action::Wait { until: Some(*answer_by) }),
             State::Withdrawing(Withdrawing { give_up_at, answer, .. })
             | State::Settling(Settling { give_up_at, answer, .. })
                 if *give_up_at <= now =>
@@ -750,6 +832,7 @@ impl Ask {
             Self::Lock { lock, .. }
             | Self::TryLock(lock)
             | Self::Unlock(lock)
+            | Self::Settle(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
             Self::Fence { held: Held::Before, .. } | Self::Holders(_) | Self::Heartbeat => None,
         }
@@ -790,6 +873,10 @@ impl State {
         match self {
             Self::Opening(asked) => asked.begun(now),
             Self::Asked(asked) => asked.answered(means, now),
+            Self::Batch(Batch { calls, outcomes, .. }) if calls.is_empty() => {
+                Ok(Next::Done(None, Outcome::Batch(outcomes)))
+            }
+            Self::Batch(_) => Err(unexpected_answer()),
             Self::Withdrawing(withdrawing) if withdrawing.cancel == Cancel::Open => {
                 Ok(Next::Stay(Self::Withdrawing(withdrawing)))
             }
@@ -868,6 +955,26 @@ impl Asked {
                 (ask, result) => done(ask.plain_outcome(result).ok_or_else(unexpected_answer)?),
             },
         }
+    }
+}
+
+impl Batch {
+    /// Weighs the answer to the first call, and goes on to the next.
+    fn next(&mut self, now: Instant) -> Result<(), Loss> {
+        let call = self.calls.pop_front().ok_or_else(unexpected_answer)?;
+        let answer = self.answer.take().ok_or_else(unexpected_answer)?;
+        self.outcomes.push(match (call, answer) {
+            (_, Answer::Failed(error)) => Outcome::Failed(error),
+            (Call::TryLock(_), Answer::Returned(CallResult::True)) => Outcome::Acquired,
+            (Call::TryLock(_), Answer::Returned(CallResult::False)) => Outcome::NotAcquired,
+            (Call::Unlock(_), Answer::Returned(CallResult::True)) => Outcome::Released,
+            (Call::Unlock(lock), Answer::Returned(CallResult::False)) => {
+                return Err(Loss::NotHeld(lock));
+            }
+            _ => return Err(unexpected_answer()),
+        });
+        self.answer_by = now + ANSWER_WITHIN;
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ mod machine;
 mod simulation;
 mod wire;
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -37,11 +38,13 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use self::advisory::LockId;
+pub(crate) use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
+pub(crate) use self::machine::Call;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
-use self::wire::{Rest, Wire, now};
+pub(crate) use self::wire::now;
+use self::wire::{Rest, Wire};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
@@ -122,6 +125,11 @@ impl Session {
     /// Connects for one key.
     pub(crate) async fn connect_for(config: &Config, key: Key) -> Result<Self> {
         Self::connect_as(config, &format!("pglock {key}"), &format!("lock {key}")).await
+    }
+
+    /// Connects for keys that are not known yet.
+    pub(crate) async fn connect_for_manager(config: &Config) -> Result<Self> {
+        Self::connect_as(config, "pglock", "manager").await
     }
 
     /// Connects with a name and a comment that show in `pg_stat_activity` what the session is for.
@@ -371,17 +379,8 @@ impl Session {
     /// Dropping this future changes nothing.
     pub async fn lost(&mut self) -> Error {
         loop {
-            let rest = match self.ready().await {
-                Ok(wire) => poll_fn(|cx| wire.poll_rest(cx)).await,
-                Err(error) => return error,
-            };
-            match rest {
-                Rest::Over(error) => return self.gone(error),
-                Rest::HeartbeatDue => {
-                    if let Err(error) = self.perform(Ask::Heartbeat, None).await {
-                        return error;
-                    }
-                }
+            if let Err(error) = self.rest().await {
+                return error;
             }
         }
     }
@@ -424,6 +423,73 @@ impl Session {
             return Err(not_held(exclusive));
         }
         self.hold(work).await
+    }
+
+    /// Whether calls can be made [together](Session::make).
+    pub(crate) fn takes_batches(&self) -> bool {
+        matches!(&self.place, Place::Here(wire) if wire.takes_batches())
+    }
+
+    /// Makes calls for locks of which each is named once: sends all of them, and says what became of each,
+    /// which is whether the lock is held. What failed has changed nothing, or, for a release, is released.
+    ///
+    /// Dropping this future ends the session: nobody would know what it holds.
+    pub(crate) async fn make(&mut self, calls: Vec<Call>) -> Result<Vec<Result<bool>>> {
+        self.settled().await?;
+        for call in &calls {
+            if let Call::Unlock(lock) = call {
+                self.books.strike(*lock);
+            }
+        }
+        let outcomes =
+            Whole { session: self, calls: Some(calls.iter().copied().collect()) }.await?;
+        let mut results = Vec::with_capacity(calls.len());
+        for (call, outcome) in calls.into_iter().zip(outcomes) {
+            results.push(self.called(call, outcome).await?);
+        }
+        Ok(results)
+    }
+
+    /// Enters into the books what became of a call. Of what failed, nothing may stay behind.
+    async fn called(&mut self, call: Call, outcome: Outcome) -> Result<Result<bool>> {
+        let (Call::TryLock(lock) | Call::Unlock(lock)) = call;
+        match outcome {
+            Outcome::Acquired => {
+                self.books.enter(lock);
+                Ok(Ok(true))
+            }
+            Outcome::Failed(error) => {
+                if !cannot_lock(&error) {
+                    self.perform(Ask::Settle(lock), None).await?;
+                }
+                Ok(Err(self.lock_refused(lock, error)))
+            }
+            _ => Ok(Ok(false)),
+        }
+    }
+
+    /// Takes a token for a lock that is held, without another level.
+    pub(crate) async fn token_for_held(&mut self, lock: LockId) -> Result<Fence> {
+        self.settled().await?;
+        self.check_fences(lock)?;
+        self.token(lock, Held::Before, None).await
+    }
+
+    /// Until when the locks are certain, if that is not for as long as nothing else is heard.
+    pub(crate) fn certain_until(&self) -> Option<Instant> {
+        match &self.place {
+            Place::Here(wire) => wire.certain_until(),
+            Place::Away(_) | Place::Gone(_) => None,
+        }
+    }
+
+    /// Waits between requests, until the session has given a sign of life that its lease wanted, or is over.
+    pub(crate) async fn rest(&mut self) -> Result<()> {
+        let wire = self.ready().await?;
+        match poll_fn(|cx| wire.poll_rest(cx)).await {
+            Rest::Over(error) => Err(self.gone(error)),
+            Rest::HeartbeatDue => self.perform(Ask::Heartbeat, None).await.map(|_| ()),
+        }
     }
 
     /// Ends the session. When this returns, the server has released all of its locks.
@@ -546,7 +612,7 @@ impl Session {
         Ok(())
     }
 
-    fn holds_one_lock(&self) -> bool {
+    pub(crate) fn holds_one_lock(&self) -> bool {
         matches!(&self.place, Place::Here(wire) if wire.holds_one_lock())
     }
 
@@ -558,21 +624,25 @@ impl Session {
         held: Held,
         wait: Option<&Cancellable>,
     ) -> Result<Fence> {
-        let ask = Ask::Fence { lock, held };
-        match self.perform(ask, wait).await? {
-            Outcome::Row(row) => {
-                let fence = Fence::from_row(&row).ok_or_else(|| self.gone(unreadable_fence()))?;
-                match held {
-                    Held::Newly => self.books.enter(lock),
-                    Held::Before => _ = self.books.stack(lock),
-                }
-                Ok(fence)
-            }
+        let fence = self.token(lock, held, wait).await?;
+        match held {
+            Held::Newly => self.books.enter(lock),
+            Held::Before => _ = self.books.stack(lock),
+        }
+        Ok(fence)
+    }
+
+    async fn token(
+        &mut self,
+        lock: LockId,
+        held: Held,
+        wait: Option<&Cancellable>,
+    ) -> Result<Fence> {
+        match self.perform(Ask::Fence { lock, held }, wait).await? {
+            Outcome::Row(row) => Fence::from_row(&row).ok_or_else(|| self.gone(unreadable_fence())),
             Outcome::Failed(error) => Err(self.lock_refused(lock, error)),
             _ if wait.is_some_and(Cancellable::is_asked) => Err(cancelled(lock)),
-            Outcome::Acquired | Outcome::NotAcquired | Outcome::Released | Outcome::Alive => {
-                Err(no_fence(lock))
-            }
+            _ => Err(no_fence(lock)),
         }
     }
 
@@ -580,15 +650,13 @@ impl Session {
         match outcome {
             Outcome::Acquired => Ok(true),
             Outcome::Failed(error) => Err(self.lock_refused(lock, error)),
-            Outcome::NotAcquired | Outcome::Released | Outcome::Row(_) | Outcome::Alive => {
-                Ok(false)
-            }
+            _ => Ok(false),
         }
     }
 
     /// Waits for the wire, if a dropped request is still being settled on it. Whether the session is
     /// alive shows when the server is asked next.
-    fn settled(&mut self) -> impl Future<Output = Result<()>> {
+    pub(crate) fn settled(&mut self) -> impl Future<Output = Result<()>> {
         poll_fn(|cx| match &self.place {
             Place::Here(wire) if !wire.is_busy() => Poll::Ready(Ok(())),
             _ => self.poll_settled(cx),
@@ -641,7 +709,7 @@ impl Session {
 
     /// Makes sure that the session is alive as far as this side can know. [`ready`](Session::ready)
     /// hears only what the runtime has heard, which may be less.
-    async fn catch_up(&mut self) -> Result<()> {
+    pub(crate) async fn catch_up(&mut self) -> Result<()> {
         if let Err(error) = self.ready().await?.catch_up().await {
             return Err(self.gone(error));
         }
@@ -707,6 +775,41 @@ impl Session {
             Place::Away(_) | Place::Gone(_) => "the server",
         };
         Error::new(kind, message).context(format!("{what} at {peer}")).with_server(error)
+    }
+}
+
+/// Calls that are under way. Dropped before all are answered, it ends the session.
+struct Whole<'a> {
+    session: &'a mut Session,
+    /// What is still to be sent.
+    calls: Option<VecDeque<Call>>,
+}
+
+impl Future for Whole<'_> {
+    type Output = Result<Vec<Outcome>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let calls = self.calls.take();
+        let Place::Here(wire) = &mut self.session.place else {
+            return Poll::Ready(Err(abandoned()));
+        };
+        let outcome = match calls {
+            Some(calls) => wire.poll_batch(calls, cx),
+            None => wire.poll_outcome(cx),
+        };
+        outcome.map(|outcome| match outcome {
+            Ok(Outcome::Batch(outcomes)) => Ok(outcomes),
+            Ok(_) => Err(self.session.gone(abandoned())),
+            Err(error) => Err(self.session.gone(error)),
+        })
+    }
+}
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if matches!(&self.session.place, Place::Here(wire) if wire.is_busy()) {
+            self.session.gone(abandoned());
+        }
     }
 }
 

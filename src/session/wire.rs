@@ -1,5 +1,6 @@
 //! A socket and the machine that it feeds.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -13,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::machine::{Action, Ask, Loss, Machine, Outcome};
+use super::machine::{Action, Ask, Call, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
-use crate::protocol::CancelKey;
+use crate::protocol::{CancelKey, NotReady};
 
 /// How long the server may take to end a session that was told to.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -93,9 +94,19 @@ impl Wire {
         self.machine.holds_one_lock()
     }
 
+    /// Whether any number of calls can be under way at a time.
+    pub(super) fn takes_batches(&self) -> bool {
+        self.machine.takes_batches()
+    }
+
     /// Whether a pooler may stand before the server.
     pub(super) fn may_be_pooled(&self) -> bool {
         self.machine.may_be_pooled()
+    }
+
+    /// Until when the locks are certain, where a lease says so.
+    pub(super) fn certain_until(&self) -> Option<std::time::Instant> {
+        self.machine.certain_until()
     }
 
     /// Whether a request is under way.
@@ -106,10 +117,27 @@ impl Wire {
     /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)
     /// follows.
     pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        self.poll_begin(|machine| machine.ask(ask, now()), cx)
+    }
+
+    /// As [`poll_ask`](Self::poll_ask), for calls: see [`Machine::ask_batch`].
+    pub(super) fn poll_batch(
+        &mut self,
+        calls: VecDeque<Call>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Outcome>> {
+        self.poll_begin(|machine| machine.ask_batch(calls, now()), cx)
+    }
+
+    fn poll_begin(
+        &mut self,
+        begin: impl FnOnce(&mut Machine) -> Result<Option<std::time::Instant>, NotReady>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Outcome>> {
         if let Poll::Ready(error) = self.poll_idle(cx) {
             return Poll::Ready(Err(error));
         }
-        let until = self.machine.ask(ask, now()).map_err(|error| {
+        let until = begin(&mut self.machine).map_err(|error| {
             Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
         })?;
         let until = until.map(Instant::from);
@@ -405,6 +433,6 @@ impl fmt::Debug for Wire {
 }
 
 /// The time, on tokio's clock, which tests can stop.
-pub(super) fn now() -> std::time::Instant {
+pub(crate) fn now() -> std::time::Instant {
     Instant::now().into_std()
 }

@@ -83,7 +83,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 13] = [
+const EXPECTED: [(&str, &str); 14] = [
     (
         "basic",
         "\
@@ -120,6 +120,15 @@ Cleo campaigns
 Ben resigns
 Cleo leads
 Cleo resigns
+",
+    ),
+    (
+        "manager",
+        "\
+200 tasks posted 200 to 10 accounts
+a transfer has both of its accounts
+another process gets one of them: false
+and now that the transfer is done with it: true
 ",
     ),
     (

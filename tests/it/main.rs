@@ -23,6 +23,7 @@ mod fences;
 mod holders;
 mod hostile;
 mod leases;
+mod manager;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use pglock::{Config, Key, Lock, Session};
+use pglock::{Config, Key, Lock, LockManager, Session};
 use pglock_test_cluster::{Cluster, Raw, eventually, role};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -71,6 +71,11 @@ impl<'a> Stage<'a> {
         Session::connect(&self.config(actor)).await.unwrap()
     }
 
+    /// A manager for `actor`, which has not connected yet.
+    pub(crate) fn manager(&self, actor: &str) -> LockManager {
+        LockManager::new(self.config(actor))
+    }
+
     /// What the stage's sessions hold and wait for, as the server has it, in alphabetical order: such
     /// as `alice holds exclusive` for the stage's key, `alice awaits shared (1, 2)` for another.
     pub(crate) fn locks(&mut self) -> Vec<String> {
@@ -101,6 +106,12 @@ impl<'a> Stage<'a> {
         eventually(&what, patience, || self.locks() == expected).await;
     }
 
+    /// Waits until there are this many [`locks`](Self::locks), while other tasks go on.
+    pub(crate) async fn until_count(&mut self, count: usize) {
+        eventually(&format!("there are {count} locks"), PATIENCE, || self.locks().len() == count)
+            .await;
+    }
+
     /// The number of the stage's sessions that the server has.
     pub(crate) fn sessions(&mut self) -> usize {
         let sql = format!(
@@ -127,6 +138,11 @@ impl<'a> Stage<'a> {
     pub(crate) fn terminate(&mut self, actor: &str) {
         let pid = self.pid(actor);
         assert_eq!(self.look.value(&format!("SELECT pg_terminate_backend({pid})")), "t");
+    }
+
+    /// Ends this session from outside.
+    pub(crate) fn end_process(&mut self, pid: i32) -> bool {
+        self.look.value(&format!("SELECT pg_terminate_backend({pid})")) == "t"
     }
 
     /// Ends the request of `actor` from outside.

@@ -1,0 +1,268 @@
+//! The task of one session: it does what the core orders, one thing after another, and says what came of
+//! it.
+//!
+//! ```text
+//! connecting ──▶ resting ◀──▶ doing what was ordered
+//!     │             │               │
+//!     └─────────────┴───────────────┴──▶ over, when it is told to close, nobody has the manager
+//!                                        or a guard any more, or the session is lost
+//! ```
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+
+use super::core::{Answer, Order, SessionId};
+use super::fate::Fate;
+use super::{Shared, no_answer};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fence::Fence;
+use crate::session::{Call, LockId, Session};
+
+/// How many calls are under way at a time, so that the answers to them find room wherever they wait.
+const CALLS_MAX: usize = 256;
+
+/// What a session is told: by the core, or by somebody who has a guard on it.
+pub(super) enum Message {
+    Order(Order),
+    /// Take a token for a lock that is held.
+    Fence(LockId, oneshot::Sender<Result<Fence>>),
+    /// Look whether the session is alive, without asking the server.
+    Look(oneshot::Sender<()>),
+}
+
+/// What ends a session.
+enum End {
+    /// It was told to close, or nobody is left to tell it anything.
+    Ordered,
+    Lost(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
+pub(super) struct Driver {
+    /// Whoever has the manager or a guard keeps it, not its sessions.
+    pub(super) shared: Weak<Shared>,
+    pub(super) id: SessionId,
+    pub(super) fate: Arc<Fate>,
+    pub(super) messages: UnboundedReceiver<Message>,
+    /// A message that was taken too early.
+    pub(super) put_back: Option<Message>,
+}
+
+impl Driver {
+    /// Opens a session, and drives it to its end.
+    pub(super) async fn drive(mut self, config: Config) {
+        let why = match self.open(&config).await {
+            Ok(session) => self.work(session).await,
+            Err(End::Lost(error)) => Some(error),
+            Err(End::Ordered) => None,
+        };
+        if let Some(error) = &why {
+            self.fate.end(error.clone());
+        }
+        if let Some(shared) = self.shared.upgrade() {
+            shared.ended(self.id, why);
+        }
+    }
+
+    async fn open(&mut self, config: &Config) -> Result<Session, End> {
+        let connecting = pin!(Session::connect_for_manager(config));
+        match self.unless_closed(connecting).await {
+            Some(connected) => Ok(connected?),
+            None => Err(End::Ordered),
+        }
+    }
+
+    /// Does what it is told until the session is over. Says why, if it was not to be.
+    async fn work(&mut self, mut session: Session) -> Option<Error> {
+        self.fate.renew(session.certain_until());
+        let one_key_each = session.holds_one_lock();
+        if let Some(shared) = self.shared.upgrade() {
+            shared.with(|core, now| core.opened(self.id, one_key_each, now));
+        }
+        loop {
+            match self.step(&mut session).await {
+                Ok(()) => self.fate.renew(session.certain_until()),
+                Err(End::Ordered) => return session.close().await.err(),
+                Err(End::Lost(error)) => return Some(error),
+            }
+        }
+    }
+
+    async fn step(&mut self, session: &mut Session) -> Result<(), End> {
+        match self.next(session).await? {
+            Some(Message::Look(done)) => {
+                session.catch_up().await?;
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            Some(Message::Fence(lock, done)) => {
+                let fence = still_there(session.token_for_held(lock).await)?;
+                let _ = done.send(fence);
+            }
+            Some(Message::Order(Order::Try(lock))) => {
+                self.make(Call::TryLock(lock), session).await?;
+            }
+            Some(Message::Order(Order::Unlock(lock))) => {
+                self.make(Call::Unlock(lock), session).await?;
+            }
+            Some(Message::Order(Order::Wait(lock))) => self.wait(lock, session).await?,
+            Some(Message::Order(Order::Probe(lock))) => {
+                let holders = still_there(session.holders(lock.key).await)?;
+                // Who cannot know lets others have their turn.
+                let awaited = holders.map_or(true, |holders| holders.waiting() > 0);
+                self.answer([(lock, Answer::Probed { awaited })], session);
+            }
+            // A sign of life was given; or a wait was over before this came.
+            None | Some(Message::Order(Order::Withdraw)) => {}
+            Some(Message::Order(Order::Close)) => return Err(End::Ordered),
+        }
+        Ok(())
+    }
+
+    /// Makes this call, together with those that are ordered behind it: so what many tasks want takes no
+    /// more round trips than what one wants.
+    async fn make(&mut self, first: Call, session: &mut Session) -> Result<(), End> {
+        let mut calls = vec![first];
+        while calls.len() < CALLS_MAX && session.takes_batches() {
+            match self.messages.try_recv() {
+                Ok(Message::Order(Order::Try(lock))) => calls.push(Call::TryLock(lock)),
+                Ok(Message::Order(Order::Unlock(lock))) => calls.push(Call::Unlock(lock)),
+                Ok(other) => {
+                    self.put_back = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let results = match calls.as_slice() {
+            [Call::TryLock(lock)] => {
+                vec![still_there(session.try_lock(lock.key, lock.mode).await)?]
+            }
+            [Call::Unlock(lock)] => {
+                let unlocked = still_there(session.unlock(lock.key, lock.mode).await)?;
+                vec![unlocked.map(|()| false)]
+            }
+            _ => session.make(calls.clone()).await?,
+        };
+        let answers = calls.into_iter().zip(results).map(|(call, result)| match (call, result) {
+            (Call::TryLock(lock) | Call::Unlock(lock), Err(error)) => (lock, Answer::Failed(error)),
+            (Call::TryLock(lock), Ok(acquired)) => (lock, Answer::of(acquired)),
+            (Call::Unlock(lock), Ok(_)) => (lock, Answer::Released),
+        });
+        self.answer(answers, session);
+        Ok(())
+    }
+
+    /// The next message; or nothing, when a sign of life has been given.
+    async fn next(&mut self, session: &mut Session) -> Result<Option<Message>, End> {
+        if let Some(message) = self.put_back.take() {
+            return Ok(Some(message));
+        }
+        let mut rest = pin!(session.rest());
+        poll_fn(|cx| match rest.as_mut().poll(cx) {
+            Poll::Ready(rested) => Poll::Ready(rested.map(|()| None).map_err(End::Lost)),
+            Poll::Pending => self.messages.poll_recv(cx).map(|message| match message {
+                Some(message) => Ok(Some(message)),
+                None => Err(End::Ordered),
+            }),
+        })
+        .await
+    }
+
+    async fn wait(&mut self, lock: LockId, session: &mut Session) -> Result<(), End> {
+        let mut withdrawn = false;
+        let waited = {
+            let mut wait = pin!(session.lock(lock.key, lock.mode));
+            poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(waited) => Poll::Ready(Some(waited)),
+                Poll::Pending => self.poll_withdrawn(cx, &mut withdrawn).map(|()| None),
+            })
+            .await
+        };
+        let answer = if let Some(waited) = waited.map(still_there).transpose()? {
+            waited.map_or_else(Answer::Failed, |()| Answer::Acquired)
+        } else {
+            // The wait that was dropped is over by then.
+            session.settled().await?;
+            if !withdrawn {
+                return Err(End::Ordered);
+            }
+            Answer::NotAcquired
+        };
+        self.answer([(lock, answer)], session);
+        Ok(())
+    }
+
+    /// Whether a wait is to end: withdrawn, or with the session.
+    fn poll_withdrawn(&mut self, cx: &mut Context<'_>, withdrawn: &mut bool) -> Poll<()> {
+        loop {
+            match self.messages.poll_recv(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Message::Order(Order::Withdraw))) => {
+                    *withdrawn = true;
+                    return Poll::Ready(());
+                }
+                Poll::Ready(Some(Message::Order(Order::Close)) | None) => return Poll::Ready(()),
+                // A session that waits holds nothing that anybody could ask about.
+                Poll::Ready(Some(_)) => {}
+            }
+        }
+    }
+
+    /// What the future comes to, unless the session is told to close before.
+    async fn unless_closed<T>(
+        &mut self,
+        mut future: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
+        let mut withdrawn = false;
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll_withdrawn(cx, &mut withdrawn).map(|()| None),
+        })
+        .await
+    }
+
+    fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
+        // Before somebody gets a guard that relies on it.
+        self.fate.renew(session.certain_until());
+        if let Some(shared) = self.shared.upgrade() {
+            shared.with(|core, now| {
+                for (lock, answer) in answers {
+                    core.answered(self.id, lock.key, answer, now);
+                }
+            });
+        }
+    }
+}
+
+/// If the runtime drops the task, the session ends with it, before anybody can say why.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.fate.end(no_answer());
+    }
+}
+
+impl Answer {
+    fn of(acquired: bool) -> Self {
+        if acquired { Self::Acquired } else { Self::NotAcquired }
+    }
+}
+
+/// Tells errors that leave the session as it was from those that end it.
+fn still_there<T>(result: Result<T>) -> Result<Result<T>, End> {
+    match result {
+        Err(error) if error.is_lost() => Err(End::Lost(error)),
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,528 @@
+//! Any number of locks and of tasks that wait for them, on a handful of sessions.
+//!
+//! [`core`](self::core) decides, without a socket or a clock; a [`driver`] for each session carries out;
+//! a [`Guard`] gives back. What they share is in [`Shared`], under one lock that is never held while
+//! anybody waits.
+//!
+//! ```text
+//! LockManager ──┐ requests                 orders ┌──▶ Driver ── Session
+//! Guard ────────┼─ releases ──▶ Shared (Core) ────┼──▶ Driver ── Session
+//! clock ────────┘ time              ▲             └──▶ ...
+//!                                   └──── answers, ends ──┘
+//! ```
+//!
+//! The manager, its guards and whoever waits for a lock keep `Shared` alive. Its sessions do not: without
+//! it, they close.
+
+mod core;
+mod driver;
+mod fate;
+mod guard;
+#[cfg(test)]
+mod simulation;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout_at;
+
+use self::core::{Command, Core, Limits, Patience, Reply, RequestId, SessionId};
+use self::driver::{Driver, Message};
+use self::fate::Fate;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, Mode};
+use crate::session::{LockId, now};
+pub use guard::Guard;
+
+/// How many sessions a manager has at most, if nothing else is said.
+const SESSIONS_MAX: usize = 8;
+/// How often, and for how long, a lock goes from task to task within the process before others get their
+/// turn, if nothing else is said.
+const HAND_OVERS_MAX: u32 = 64;
+const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
+
+/// Any number of locks, shared by any number of tasks, on a handful of connections.
+///
+/// It is a handle: clones share the same sessions. Nothing is connected before the first lock is wanted.
+/// Each lock that is acquired is a [`Guard`], which releases it when it is dropped.
+///
+/// Any number of keys are held on one session. A key that is not free is waited for by one session,
+/// however many tasks want it, and these get it in the order in which they asked, readers together. When a
+/// guard is released, the next task of this process has the lock without the server being asked: 64 times
+/// in a row or for 100 ms, until other processes get their turn (see
+/// [`hand_overs`](LockManagerBuilder::hand_overs)).
+///
+/// When a session is lost, the guards on it are told, and nothing else: see [`Guard::lost`]. Another one
+/// is opened for those who still wait.
+///
+/// Unlike the levels of a [`Lock`](crate::Lock), guards do not stack: a task that has a guard and locks the
+/// same key again waits for itself.
+///
+/// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes
+/// a session of its own, and a server connection of the pool: allow it as many as it needs.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use pglock::{Config, LockManager};
+///
+/// # async fn example() -> pglock::Result<()> {
+/// let manager = LockManager::new(Config::from_env()?);
+/// let guard = manager.lock("accounts").await?;
+/// if let Some(other) = manager.lock_timeout("reports", Duration::from_secs(5)).await? {
+///     // Both are held.
+///     other.unlock().await?;
+/// }
+/// drop(guard);
+/// manager.close().await
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LockManager {
+    shared: Arc<Shared>,
+}
+
+/// What a [`LockManager`] may use up: made by [`LockManager::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is built before `build` is called"]
+pub struct LockManagerBuilder {
+    config: Config,
+    limits: Limits,
+}
+
+impl LockManagerBuilder {
+    /// How many connections the manager has at most: 8 if nothing is said, and never less than 1.
+    ///
+    /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
+    /// holds it afterwards. Keys for which no connection is left are tried again and again, which is later
+    /// than their turn would be.
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
+        self.limits.sessions = sessions.max(1);
+        self
+    }
+
+    /// How often a lock may go from task to task within this process, and for how long, before the server
+    /// is asked again, so that other processes get their turn: 64 times and 100 ms if nothing is said.
+    ///
+    /// More of either makes a lock faster that many tasks of this process want, and those of other
+    /// processes wait for longer. With 0, the server is asked each time.
+    pub fn hand_overs(mut self, count: u32, within: Duration) -> Self {
+        self.limits.hand_overs = count;
+        self.limits.hand_overs_for = within;
+        self
+    }
+
+    /// The manager. Nothing is connected yet.
+    #[must_use]
+    pub fn build(self) -> LockManager {
+        LockManager { shared: Arc::new(Shared::new(self.config, self.limits)) }
+    }
+}
+
+impl LockManager {
+    /// A manager of locks on this server, with what is usual for the rest. Nothing is connected yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self::builder(config).build()
+    }
+
+    /// The same, with a say in what it may use up.
+    pub fn builder(config: Config) -> LockManagerBuilder {
+        let limits = Limits {
+            sessions: SESSIONS_MAX,
+            hand_overs: HAND_OVERS_MAX,
+            hand_overs_for: HAND_OVERS_FOR,
+        };
+        LockManagerBuilder { config, limits }
+    }
+
+    /// Takes the lock if it is free: `None` if a task of this process or somebody else has it, or waits
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`Session::connect`](crate::Session::connect), if there is no session and none can be
+    ///   had.
+    /// - [`ErrorKind::OutOfLockMemory`] or another error of the server.
+    /// - [`ErrorKind::Closed`] after [`close`](LockManager::close).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released.
+    pub async fn try_lock(&self, key: impl Into<Key>) -> Result<Option<Guard>> {
+        self.acquire(key.into(), Mode::Exclusive, Patience::None, None).await
+    }
+
+    /// As [`try_lock`](LockManager::try_lock), shared with others who take it so.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](LockManager::try_lock).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`try_lock`](LockManager::try_lock).
+    pub async fn try_lock_shared(&self, key: impl Into<Key>) -> Result<Option<Guard>> {
+        self.acquire(key.into(), Mode::Shared, Patience::None, None).await
+    }
+
+    /// Waits for the lock, for as long as it takes: also for the server to come back, if it cannot be
+    /// reached for a while.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Config`], [`ErrorKind::Authentication`], [`ErrorKind::Tls`],
+    ///   [`ErrorKind::Unsupported`] or [`ErrorKind::Protocol`], if no session can be had and waiting will
+    ///   not mend it.
+    /// - [`ErrorKind::OutOfLockMemory`] or another error of the server.
+    /// - [`ErrorKind::Closed`] if the manager is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released.
+    pub async fn lock(&self, key: impl Into<Key>) -> Result<Guard> {
+        self.wait(key.into(), Mode::Exclusive).await
+    }
+
+    /// As [`lock`](LockManager::lock), shared with others who take it so.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](LockManager::lock).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`lock`](LockManager::lock).
+    pub async fn lock_shared(&self, key: impl Into<Key>) -> Result<Guard> {
+        self.wait(key.into(), Mode::Shared).await
+    }
+
+    /// Waits for the lock until this much time has passed: `None` if it was not free by then.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](LockManager::lock); and, if the time has passed and the server could not be reached,
+    /// why not.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`lock`](LockManager::lock).
+    pub async fn lock_timeout(
+        &self,
+        key: impl Into<Key>,
+        timeout: Duration,
+    ) -> Result<Option<Guard>> {
+        self.wait_for(key.into(), Mode::Exclusive, timeout).await
+    }
+
+    /// As [`lock_timeout`](LockManager::lock_timeout), shared with others who take it so.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_timeout`](LockManager::lock_timeout).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`lock`](LockManager::lock).
+    pub async fn lock_shared_timeout(
+        &self,
+        key: impl Into<Key>,
+        timeout: Duration,
+    ) -> Result<Option<Guard>> {
+        self.wait_for(key.into(), Mode::Shared, timeout).await
+    }
+
+    /// Ends all sessions. Whoever waits gets [`ErrorKind::Closed`], and so does whoever asks later; guards
+    /// that are left are told that they are [lost](Guard::lost). When this returns, the server has
+    /// released everything.
+    ///
+    /// Dropping the last handle and the last guard does the same in the background.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::close`](crate::Session::close): above all [`ErrorKind::Timeout`] if the server does
+    /// not end a session within 10 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// The sessions end, also if this future is dropped before they have.
+    pub async fn close(&self) -> Result<()> {
+        let (caller, told) = oneshot::channel();
+        self.shared.close(caller);
+        match told.await {
+            Ok(Told::Failed(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn wait(&self, key: Key, mode: Mode) -> Result<Guard> {
+        // Without a limit, there is a lock or an error in the end.
+        self.acquire(key, mode, Patience::Waits, None).await?.ok_or_else(no_answer)
+    }
+
+    async fn wait_for(&self, key: Key, mode: Mode, timeout: Duration) -> Result<Option<Guard>> {
+        let patience = if timeout.is_zero() { Patience::None } else { Patience::Waits };
+        // A time too far for the clock is no limit.
+        self.acquire(key, mode, patience, now().checked_add(timeout)).await
+    }
+
+    async fn acquire(
+        &self,
+        key: Key,
+        mode: Mode,
+        patience: Patience,
+        until: Option<Instant>,
+    ) -> Result<Option<Guard>> {
+        let (caller, mut told) = oneshot::channel();
+        let lock = LockId { key, mode };
+        let id = self.shared.with(|core, now| core.request(lock, patience, caller, now));
+        let mut request = Request { shared: &self.shared, key, id: Some(id) };
+        let told = match until.filter(|_| patience == Patience::Waits) {
+            None => told.await,
+            Some(until) => match timeout_at(until.into(), &mut told).await {
+                Ok(told) => told,
+                Err(_) => match request.give_up() {
+                    Some(why) => Ok(Told::Failed(why)),
+                    // It may have been granted at the last moment.
+                    None => Ok(told.try_recv().unwrap_or(Told::Busy)),
+                },
+            },
+        };
+        request.id = None;
+        match told {
+            Ok(Told::Granted(guard)) => Ok(Some(guard)),
+            Ok(Told::Busy | Told::Done) => Ok(None),
+            Ok(Told::Failed(error)) => Err(error.context(format!("{mode} lock on key {key}"))),
+            Err(_) => Err(no_answer()),
+        }
+    }
+}
+
+impl fmt::Debug for LockManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockManager").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+/// What a caller is told.
+enum Told {
+    Granted(Guard),
+    Busy,
+    Done,
+    Failed(Error),
+}
+
+/// A request that has not been answered. It is given up when this is dropped.
+struct Request<'a> {
+    shared: &'a Arc<Shared>,
+    key: Key,
+    id: Option<RequestId>,
+}
+
+impl Request<'_> {
+    /// Says why the lock could not be tried, if that is so.
+    fn give_up(&mut self) -> Option<Error> {
+        let id = self.id.take()?;
+        self.shared.with(|core, now| core.give_up(self.key, id, now))
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// What handles, guards and drivers have in common.
+struct Shared {
+    config: Config,
+    state: Mutex<State>,
+    runtime: OnceLock<Handle>,
+    /// The clock's next time has changed.
+    rescheduled: Arc<Notify>,
+}
+
+struct State {
+    core: Core<oneshot::Sender<Told>>,
+    sessions: BTreeMap<SessionId, Link>,
+    next_tick: Option<Instant>,
+}
+
+/// How to reach a session's task.
+struct Link {
+    messages: mpsc::UnboundedSender<Message>,
+    fate: Arc<Fate>,
+}
+
+impl Shared {
+    fn new(config: Config, limits: Limits) -> Self {
+        // It only spreads retries.
+        let seed = getrandom::u64().unwrap_or_default();
+        Self {
+            config,
+            state: Mutex::new(State {
+                core: Core::new(limits, seed),
+                sessions: BTreeMap::new(),
+                next_tick: None,
+            }),
+            runtime: OnceLock::new(),
+            rescheduled: Arc::default(),
+        }
+    }
+
+    /// Tells the core something, and does what follows from it.
+    fn with<T>(
+        self: &Arc<Self>,
+        tell: impl FnOnce(&mut Core<oneshot::Sender<Told>>, Instant) -> T,
+    ) -> T {
+        let mut state = self.state();
+        let result = tell(&mut state.core, now());
+        let (drivers, replies) = self.carry_out(&mut state);
+        drop(state);
+        for driver in drivers {
+            self.runtime().spawn(driver.drive(self.config.clone()));
+        }
+        // Nobody may be there to be told, and then a guard is dropped, which needs the state.
+        for (caller, told) in replies {
+            let _ = caller.send(told);
+        }
+        result
+    }
+
+    /// Does what must be done in order. What may need the state again is left to do.
+    fn carry_out(
+        self: &Arc<Self>,
+        state: &mut State,
+    ) -> (Vec<Driver>, Vec<(oneshot::Sender<Told>, Told)>) {
+        let (mut drivers, mut replies) = (Vec::new(), Vec::new());
+        for command in state.core.commands() {
+            match command {
+                Command::Open(session) => drivers.push(self.open(session, state)),
+                Command::Order(session, order) => {
+                    if let Some(link) = state.sessions.get(&session) {
+                        // A session that is over says so.
+                        let _ = link.messages.send(Message::Order(order));
+                    }
+                }
+                Command::Reply(caller, reply) => {
+                    replies.push((caller, self.told(reply, state)));
+                }
+            }
+        }
+        let next_tick = state.core.next_tick();
+        if next_tick.is_some() && next_tick != state.next_tick {
+            state.next_tick = next_tick;
+            self.rescheduled.notify_one();
+        }
+        (drivers, replies)
+    }
+
+    fn told(self: &Arc<Self>, reply: Reply, state: &State) -> Told {
+        match reply {
+            Reply::Granted(session, lock) => match state.sessions.get(&session) {
+                Some(link) => {
+                    let fate = Arc::clone(&link.fate);
+                    Told::Granted(Guard::new(Arc::clone(self), session, lock, fate))
+                }
+                None => Told::Failed(no_answer()),
+            },
+            Reply::Busy => Told::Busy,
+            Reply::Done => Told::Done,
+            Reply::Failed(error) => Told::Failed(error),
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: SessionId, state: &mut State) -> Driver {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let fate = Arc::new(Fate::default());
+        state.sessions.insert(id, Link { messages: sender, fate: Arc::clone(&fate) });
+        Driver { shared: Arc::downgrade(self), id, fate, messages, put_back: None }
+    }
+
+    /// Where the sessions run: where the first of them was needed.
+    fn runtime(self: &Arc<Self>) -> &Handle {
+        self.runtime.get_or_init(|| {
+            let runtime = Handle::current();
+            runtime.spawn(Clock(Arc::downgrade(self)).run(Arc::clone(&self.rescheduled)));
+            runtime
+        })
+    }
+
+    /// A session is over.
+    fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) {
+        self.state().sessions.remove(&id);
+        self.with(|core, now| core.ended(id, why, now));
+    }
+
+    /// Tells a session something that the core need not know.
+    fn tell(&self, session: SessionId, message: Message) {
+        if let Some(link) = self.state().sessions.get(&session) {
+            // A session that is over drops whom to answer to.
+            let _ = link.messages.send(message);
+        }
+    }
+
+    fn close(self: &Arc<Self>, caller: oneshot::Sender<Told>) {
+        for link in self.state().sessions.values() {
+            link.fate.end(core::closed());
+        }
+        self.with(|core, _| core.close(Some(caller)));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.rescheduled.notify_one();
+    }
+}
+
+/// Tells the core when its time has come, for as long as anybody has the manager.
+struct Clock(Weak<Shared>);
+
+impl Clock {
+    async fn run(self, rescheduled: Arc<Notify>) {
+        while let Some(shared) = self.0.upgrade() {
+            let changed = rescheduled.notified();
+            let next = shared.state().next_tick;
+            drop(shared);
+            match next {
+                None => changed.await,
+                Some(next) => {
+                    if timeout_at(next.into(), changed).await.is_err() {
+                        self.tick();
+                    }
+                }
+            }
+        }
+    }
+
+    fn tick(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.state().next_tick = None;
+            shared.with(Core::tick);
+        }
+    }
+}
+
+/// The runtime ends, and all sessions with it: nobody is to wait for them.
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.with(|core, _| core.close(None));
+        }
+    }
+}
+
+fn no_answer() -> Error {
+    Error::new(ErrorKind::Lost, "the manager's task ended; is its runtime still there?").lost()
+}

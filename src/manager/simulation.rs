@@ -1,0 +1,755 @@
+//! The core against a model of the server, in simulated time, from a seed.
+//!
+//! Tasks of this process and somebody else's sessions want a few keys; sessions take their time, are lost,
+//! and cannot be opened for a while. After each step, what those who have guards believe is compared with
+//! what the server knows. In the end everybody has to have been served, and nothing may be left.
+//!
+//! ```sh
+//! PGLOCK_SEEDS=1000000 cargo test --release --lib manager::simulation
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use super::core::{Answer, Command, Core, Limits, Order, Patience, Reply, RequestId, SessionId};
+use crate::error::{Error, ErrorKind};
+use crate::key::{Key, Mode};
+use crate::session::LockId;
+
+const SEEDS: u64 = 2_000;
+/// In how many a defect has to show itself.
+const SEEDS_FOR_DEFECT: u64 = 1_000;
+const TASKS: u64 = 12;
+const TURNS: u32 = 4;
+const STRANGERS: u64 = 3;
+const MS: Duration = Duration::from_millis(1);
+/// By when everything has to be over.
+const LATEST: Duration = Duration::from_secs(600);
+
+#[test]
+fn guards_and_server_agree_and_everybody_is_served() {
+    let seeds = std::env::var("PGLOCK_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let mut seen = Seen::default();
+    for seed in 0..seeds.unwrap_or(SEEDS) {
+        let mut world = World::new(seed, None);
+        if let Err(problem) = world.run() {
+            let script = World::new(seed, None).script();
+            panic!("seed {seed}: {problem}\n{script}");
+        }
+        seen.add(&world.seen);
+    }
+    // Otherwise the simulation would show less than it seems to.
+    println!("{seen:?}");
+    for (what, count) in seen.0 {
+        assert!(count > 20, "{what} hardly came up");
+    }
+}
+
+#[test]
+fn each_planted_defect_is_found_and_its_script_replays_it() {
+    for defect in Defect::ALL {
+        let world = |seed| World::new(seed, Some(defect));
+        let found = (0..SEEDS_FOR_DEFECT).find_map(|seed| Some((seed, world(seed).run().err()?)));
+        let Some((seed, problem)) = found else {
+            panic!("{defect:?}: not found in {SEEDS_FOR_DEFECT} seeds");
+        };
+        println!("{defect:?}: found by seed {seed}");
+        let script = world(seed).script();
+        assert!(script.ends_with(&format!("{:?}", Err::<(), _>(problem))), "{script}");
+    }
+}
+
+/// What whoever carries out the core's commands could do wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    /// A lock is said to be released, and is not.
+    KeepsReleased,
+    /// A lock that is busy is said to be acquired.
+    TakesBusyForAcquired,
+    /// The loss of a session is kept from the core.
+    HidesLoss,
+    /// A wait is said to be withdrawn, and is not.
+    KeepsWaiting,
+    /// A guard that is dropped is not released.
+    ForgetsRelease,
+    /// The core is never told the time.
+    Oversleeps,
+}
+
+impl Defect {
+    const ALL: [Self; 6] = [
+        Self::KeepsReleased,
+        Self::TakesBusyForAcquired,
+        Self::HidesLoss,
+        Self::KeepsWaiting,
+        Self::ForgetsRelease,
+        Self::Oversleeps,
+    ];
+}
+
+/// How often things happened for which the core is there.
+#[derive(Debug)]
+struct Seen(BTreeMap<&'static str, u64>);
+
+impl Default for Seen {
+    fn default() -> Self {
+        let all = [
+            "handed over",
+            "granted",
+            "busy",
+            "failed",
+            "given up",
+            "waited",
+            "withdrawn",
+            "granted after all",
+            "lost",
+            "not opened",
+            "readers together",
+            "paused",
+            "probed",
+        ];
+        Self(all.into_iter().map(|what| (what, 0)).collect())
+    }
+}
+
+impl Seen {
+    fn note(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+}
+
+/// Whoever holds or awaits a lock at the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Party {
+    Session(SessionId),
+    Stranger(u64),
+}
+
+/// The locks of a server, as PostgreSQL grants them: in the order of the queue.
+#[derive(Debug, Default)]
+struct Server {
+    holders: BTreeMap<Key, BTreeMap<Party, Mode>>,
+    queues: BTreeMap<Key, VecDeque<(Party, Mode)>>,
+}
+
+impl Server {
+    fn try_lock(&mut self, party: Party, lock: LockId) -> bool {
+        let queue = self.queues.get(&lock.key);
+        let is_behind =
+            queue.is_some_and(|queue| queue.iter().any(|(_, mode)| conflict(*mode, lock.mode)));
+        if is_behind || self.is_busy(lock) {
+            return false;
+        }
+        self.holders.entry(lock.key).or_default().insert(party, lock.mode);
+        true
+    }
+
+    fn is_busy(&self, lock: LockId) -> bool {
+        let holders = self.holders.get(&lock.key);
+        holders.is_some_and(|holders| holders.values().any(|mode| conflict(*mode, lock.mode)))
+    }
+
+    /// Whether the lock is held at once.
+    fn wait(&mut self, party: Party, lock: LockId) -> bool {
+        let granted = self.try_lock(party, lock);
+        if !granted {
+            self.queues.entry(lock.key).or_default().push_back((party, lock.mode));
+        }
+        granted
+    }
+
+    /// Whether the party was in the queue.
+    fn withdraw(&mut self, party: Party, key: Key) -> bool {
+        let Some(queue) = self.queues.get_mut(&key) else { return false };
+        let before = queue.len();
+        queue.retain(|(waiter, _)| *waiter != party);
+        before != queue.len()
+    }
+
+    fn unlock(&mut self, party: Party, key: Key) -> bool {
+        self.holders.get_mut(&key).is_some_and(|holders| holders.remove(&party).is_some())
+    }
+
+    /// Grants what is free now.
+    fn grant(&mut self) -> Vec<(Party, Key)> {
+        let mut granted = Vec::new();
+        let keys: Vec<_> = self.queues.keys().copied().collect();
+        for key in keys {
+            while let Some((party, mode)) = self.queues.get(&key).and_then(VecDeque::front).copied()
+            {
+                if self.is_busy(LockId { key, mode }) {
+                    break;
+                }
+                self.queues.entry(key).or_default().pop_front();
+                self.holders.entry(key).or_default().insert(party, mode);
+                granted.push((party, key));
+            }
+        }
+        granted
+    }
+
+    fn end(&mut self, party: Party) {
+        self.holders.values_mut().for_each(|holders| _ = holders.remove(&party));
+        self.queues.values_mut().for_each(|queue| queue.retain(|(waiter, _)| *waiter != party));
+    }
+
+    fn held_by(&self, party: Party) -> usize {
+        self.holders.values().filter(|holders| holders.contains_key(&party)).count()
+    }
+
+    fn awaits(&self, party: Party) -> bool {
+        self.queues.values().flatten().any(|(waiter, _)| *waiter == party)
+    }
+}
+
+fn conflict(one: Mode, other: Mode) -> bool {
+    (one, other) != (Mode::Shared, Mode::Shared)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A task goes on.
+    Task(u64),
+    /// A task runs out of time.
+    TimeOut(u64, RequestId),
+    /// Somebody else's session goes on.
+    Stranger(u64),
+    Opened(SessionId),
+    /// An order has reached the server.
+    Begin(SessionId, u64),
+    /// The answer has come back.
+    Answer(SessionId, u64, Outcome),
+    /// The server ends a session.
+    Lose(SessionId),
+    /// This side hears of it.
+    Lost(SessionId),
+    /// A wait that is to end is ended at the server.
+    Withdrawn(SessionId, u64),
+    Tick,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Acquired,
+    NotAcquired,
+    Released,
+    Failed,
+    Probed(bool),
+}
+
+/// A session as its task drives it.
+#[derive(Debug, Default)]
+struct Session {
+    is_open: bool,
+    /// At the server.
+    is_over: bool,
+    orders: VecDeque<Order>,
+    doing: Option<Order>,
+    /// Which of its orders that is.
+    done: u64,
+    answering: bool,
+}
+
+#[derive(Debug)]
+struct Task {
+    turns_left: u32,
+    wants: Option<(RequestId, LockId)>,
+    guard: Option<(SessionId, LockId)>,
+}
+
+struct World {
+    defect: Option<Defect>,
+    core: Core<u64>,
+    random: Random,
+    now: Instant,
+    begun: Instant,
+    events: BTreeMap<(Instant, u64), Event>,
+    scheduled: u64,
+    server: Server,
+    sessions: BTreeMap<SessionId, Session>,
+    sessions_max: usize,
+    one_key_each: bool,
+    tasks: Vec<Task>,
+    strangers: Vec<(u32, Option<Key>)>,
+    /// The last request that was granted of each key.
+    granted: BTreeMap<Key, RequestId>,
+    keys: u64,
+    seen: Seen,
+    happening: Option<Event>,
+    script: Option<String>,
+}
+
+impl World {
+    fn new(seed: u64, defect: Option<Defect>) -> Self {
+        let mut random = Random(seed);
+        let sessions_max = 1 + usize::try_from(random.up_to(4)).unwrap();
+        let limits = Limits {
+            sessions: sessions_max,
+            hand_overs: u32::try_from(random.up_to(4)).unwrap(),
+            hand_overs_for: MS * u32::try_from(random.up_to(100)).unwrap(),
+        };
+        let one_key_each = random.one_in(4);
+        let now = Instant::now();
+        let mut world = Self {
+            defect,
+            core: Core::new(limits, random.next()),
+            now,
+            begun: now,
+            events: BTreeMap::new(),
+            scheduled: 0,
+            server: Server::default(),
+            sessions: BTreeMap::new(),
+            sessions_max,
+            one_key_each,
+            tasks: Vec::new(),
+            strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
+            granted: BTreeMap::new(),
+            keys: 1 + random.up_to(4),
+            seen: Seen::default(),
+            happening: None,
+            script: None,
+            random,
+        };
+        for task in 0..TASKS {
+            world.tasks.push(Task { turns_left: TURNS, wants: None, guard: None });
+            world.after(200, Event::Task(task));
+        }
+        for stranger in 0..STRANGERS {
+            world.after(200, Event::Stranger(stranger));
+        }
+        world
+    }
+
+    /// What happened.
+    fn script(mut self) -> String {
+        self.script = Some(String::new());
+        let end = self.run();
+        format!("{}{end:?}", self.script.unwrap_or_default())
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            self.now = at;
+            if at - self.begun > LATEST {
+                return Err(format!("not over after {LATEST:?}: {:?}", self.tasks));
+            }
+            self.tell(|| format!("{event:?}"));
+            self.happening = Some(event);
+            self.happen(event)?;
+            self.carry_out()?;
+            for (party, key) in self.server.grant() {
+                self.granted_at_server(party, key);
+            }
+            self.check()?;
+            if let Some(next) = self.core.next_tick().filter(|_| !self.has(Defect::Oversleeps)) {
+                self.at(next, Event::Tick);
+            }
+        }
+        self.check_end()
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Task(task) => self.go_on(task),
+            Event::TimeOut(task, request) => self.time_out(task, request),
+            Event::Stranger(stranger) => self.stranger_goes_on(stranger),
+            Event::Opened(session) => self.open(session),
+            Event::Begin(session, number) => self.begin(session, number)?,
+            Event::Answer(session, number, outcome) => self.answer(session, number, outcome),
+            Event::Lose(session) => self.lose(session),
+            Event::Lost(session) => {
+                self.seen.note("lost");
+                self.sessions.remove(&session);
+                if !self.has(Defect::HidesLoss) {
+                    self.core.ended(session, Some(lost()), self.now);
+                }
+            }
+            Event::Withdrawn(session, number) => self.withdrawn(session, number),
+            Event::Tick => self.core.tick(self.now),
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, number: u64) {
+        let (now, forgets) = (self.now, self.has(Defect::ForgetsRelease));
+        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let mode = if self.random.one_in(2) { Mode::Exclusive } else { Mode::Shared };
+        let patience = if self.random.one_in(3) { Patience::None } else { Patience::Waits };
+        let task = &mut self.tasks[usize::try_from(number).unwrap()];
+        if let Some((session, lock)) = task.guard.take() {
+            if !forgets {
+                self.core.release(session, lock.key, None, now);
+            }
+            return self.after(50, Event::Task(number));
+        }
+        if task.turns_left == 0 {
+            return;
+        }
+        task.turns_left -= 1;
+        let lock = LockId { key, mode };
+        let request = self.core.request(lock, patience, number, now);
+        task.wants = Some((request, lock));
+        if self.random.one_in(4) {
+            self.after(100, Event::TimeOut(number, request));
+        }
+    }
+
+    fn time_out(&mut self, number: u64, request: RequestId) {
+        let task = &mut self.tasks[usize::try_from(number).unwrap()];
+        if let Some((_, lock)) = task.wants.take_if(|(wanted, _)| *wanted == request) {
+            self.seen.note("given up");
+            self.core.give_up(lock.key, request, self.now);
+            self.after(50, Event::Task(number));
+        }
+    }
+
+    fn stranger_goes_on(&mut self, number: u64) {
+        let party = Party::Stranger(number);
+        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let mode = if self.random.one_in(2) { Mode::Exclusive } else { Mode::Shared };
+        let (turns_left, wants) = &mut self.strangers[usize::try_from(number).unwrap()];
+        if let Some(key) = wants.take() {
+            self.server.unlock(party, key);
+        } else if let Some(fewer) = turns_left.checked_sub(1) {
+            *turns_left = fewer;
+            *wants = Some(key);
+            if !self.server.wait(party, LockId { key, mode }) {
+                return;
+            }
+        } else {
+            return;
+        }
+        self.after(100, Event::Stranger(number));
+    }
+
+    fn open(&mut self, id: SessionId) {
+        let fails = self.random.one_in(8);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let closes = session.orders.contains(&Order::Close);
+        if closes || fails {
+            self.seen.note("not opened");
+            self.sessions.remove(&id);
+            self.core.ended(id, (!closes).then(unreachable), self.now);
+            return;
+        }
+        session.is_open = true;
+        self.core.opened(id, self.one_key_each, self.now);
+        if self.random.one_in(3) {
+            self.after(1000, Event::Lose(id));
+        }
+        self.go_on_with(id);
+    }
+
+    /// Takes the next order, if the last one is done.
+    fn go_on_with(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.is_over || !session.is_open {
+            return;
+        }
+        match session.doing {
+            Some(Order::Wait(_)) if session.orders.front() == Some(&Order::Withdraw) => {
+                session.orders.pop_front();
+                let number = session.done;
+                self.after(20, Event::Withdrawn(id, number));
+            }
+            Some(_) => {}
+            None => {
+                session.doing = session.orders.pop_front();
+                session.answering = false;
+                session.done += 1;
+                if session.doing.is_some() {
+                    let number = session.done;
+                    self.after(20, Event::Begin(id, number));
+                }
+            }
+        }
+    }
+
+    /// The session, if the server has it and it still does this.
+    fn doing(&mut self, id: SessionId, number: u64) -> Option<&mut Session> {
+        let session = self.sessions.get_mut(&id)?;
+        (!session.is_over && session.done == number).then_some(session)
+    }
+
+    fn begin(&mut self, id: SessionId, number: u64) -> Result<(), String> {
+        let fails = self.random.one_in(50);
+        let [takes_busy, keeps_released] =
+            [Defect::TakesBusyForAcquired, Defect::KeepsReleased].map(|defect| self.has(defect));
+        let Some(session) = self.doing(id, number).filter(|session| !session.answering) else {
+            return Ok(());
+        };
+        let party = Party::Session(id);
+        let outcome = match session.doing {
+            Some(Order::Try(_) | Order::Wait(_)) if fails => Outcome::Failed,
+            Some(Order::Try(lock)) => {
+                let acquired = self.server.try_lock(party, lock) || takes_busy;
+                if acquired { Outcome::Acquired } else { Outcome::NotAcquired }
+            }
+            Some(Order::Unlock(lock)) => {
+                if !keeps_released && !self.server.unlock(party, lock.key) {
+                    return Err(format!("session {id} unlocks what it does not hold: {lock:?}"));
+                }
+                Outcome::Released
+            }
+            Some(Order::Wait(lock)) => {
+                self.seen.note("waited");
+                if self.server.held_by(party) > 0 {
+                    return Err(format!("session {id} waits while it holds something"));
+                }
+                if !self.server.wait(party, lock) {
+                    return Ok(());
+                }
+                Outcome::Acquired
+            }
+            Some(Order::Probe(lock)) => {
+                self.seen.note("probed");
+                let queue = self.server.queues.get(&lock.key);
+                Outcome::Probed(queue.is_some_and(|queue| !queue.is_empty()))
+            }
+            // The wait was over before it came.
+            Some(Order::Withdraw) => {
+                session.doing = None;
+                self.go_on_with(id);
+                return Ok(());
+            }
+            Some(Order::Close) => {
+                self.server.end(party);
+                self.sessions.remove(&id);
+                self.core.ended(id, None, self.now);
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        self.answer_later(id, outcome);
+        Ok(())
+    }
+
+    fn answer_later(&mut self, id: SessionId, outcome: Outcome) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.answering = true;
+            let number = session.done;
+            self.after(20, Event::Answer(id, number, outcome));
+        }
+    }
+
+    fn granted_at_server(&mut self, party: Party, _: Key) {
+        match party {
+            Party::Session(id) => self.answer_later(id, Outcome::Acquired),
+            Party::Stranger(number) => self.after(100, Event::Stranger(number)),
+        }
+    }
+
+    fn withdrawn(&mut self, id: SessionId, number: u64) {
+        let session = self.doing(id, number);
+        // Else it was granted, and the answer is under way.
+        let Some(Order::Wait(lock)) =
+            session.filter(|session| !session.answering).and_then(|session| session.doing)
+        else {
+            self.seen.note("granted after all");
+            return;
+        };
+        self.seen.note("withdrawn");
+        // It may not even have begun.
+        if !self.has(Defect::KeepsWaiting) {
+            self.server.withdraw(Party::Session(id), lock.key);
+        }
+        self.answer_later(id, Outcome::NotAcquired);
+    }
+
+    fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) {
+        let Some(session) = self.doing(id, number) else { return };
+        let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
+            session.doing.take()
+        else {
+            return;
+        };
+        let answer = match outcome {
+            Outcome::Acquired => Answer::Acquired,
+            Outcome::NotAcquired => Answer::NotAcquired,
+            Outcome::Released => Answer::Released,
+            Outcome::Probed(awaited) => Answer::Probed { awaited },
+            Outcome::Failed => Answer::Failed(Error::new(ErrorKind::OutOfLockMemory, "full")),
+        };
+        self.core.answered(id, lock.key, answer, self.now);
+        self.go_on_with(id);
+    }
+
+    fn lose(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.is_over = true;
+            self.server.end(Party::Session(id));
+            self.after(20, Event::Lost(id));
+        }
+    }
+
+    fn carry_out(&mut self) -> Result<(), String> {
+        loop {
+            let commands = self.core.commands();
+            if commands.is_empty() {
+                return Ok(());
+            }
+            for command in commands {
+                self.tell(|| format!("    {command:?}"));
+                match command {
+                    Command::Open(id) => {
+                        self.sessions.insert(id, Session::default());
+                        self.after(50, Event::Opened(id));
+                    }
+                    Command::Order(id, order) => {
+                        if let (Some(Event::Tick), Order::Try(_)) = (&self.happening, order) {
+                            self.seen.note("paused");
+                        }
+                        if let Some(session) = self.sessions.get_mut(&id) {
+                            session.orders.push_back(order);
+                            self.go_on_with(id);
+                        }
+                    }
+                    Command::Reply(number, reply) => self.reply(number, &reply)?,
+                }
+            }
+        }
+    }
+
+    fn reply(&mut self, number: u64, reply: &Reply) -> Result<(), String> {
+        let task = &mut self.tasks[usize::try_from(number).unwrap()];
+        let wanted = task.wants.take();
+        match (reply, wanted) {
+            (Reply::Granted(session, lock), None) => {
+                // As a guard does that nobody takes.
+                self.core.release(*session, lock.key, None, self.now);
+            }
+            (Reply::Granted(session, lock), Some((request, wanted))) => {
+                if wanted != *lock {
+                    return Err(format!("task {number} got {lock:?} instead of {wanted:?}"));
+                }
+                let last = self.granted.insert(lock.key, request);
+                if last.is_some_and(|last| last > request) {
+                    return Err(format!("request {request} was granted after {last:?}"));
+                }
+                task.guard = Some((*session, *lock));
+                let others = |task: &&Task| task.guard.is_some_and(|(_, other)| other == *lock);
+                if self.tasks.iter().filter(others).count() > 1 {
+                    self.seen.note("readers together");
+                }
+                let by_release = matches!(self.happening, Some(Event::Task(_)));
+                self.seen.note(if by_release { "handed over" } else { "granted" });
+                self.after(30, Event::Task(number));
+            }
+            (Reply::Busy, _) => {
+                self.seen.note("busy");
+                self.after(50, Event::Task(number));
+            }
+            (Reply::Failed(_), _) => {
+                self.seen.note("failed");
+                self.after(50, Event::Task(number));
+            }
+            (Reply::Done, _) => return Err("nobody asked for that".into()),
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        if self.sessions.len() > self.sessions_max {
+            return Err(format!("{} sessions", self.sessions.len()));
+        }
+        for id in self.sessions.keys() {
+            let party = Party::Session(*id);
+            if self.server.awaits(party) && self.server.held_by(party) > 0 {
+                return Err(format!("session {id} waits while it holds something"));
+            }
+        }
+        let mut held: BTreeMap<Key, Vec<Mode>> = BTreeMap::new();
+        let is_over = |id: &SessionId| self.sessions.get(id).is_none_or(|session| session.is_over);
+        for (session, lock) in self.tasks.iter().filter_map(|task| task.guard) {
+            if is_over(&session) {
+                continue;
+            }
+            let holders = self.server.holders.get(&lock.key);
+            let mode = holders.and_then(|holders| holders.get(&Party::Session(session)));
+            if !mode.is_some_and(|mode| *mode == Mode::Exclusive || lock.mode == Mode::Shared) {
+                return Err(format!("session {session} does not hold {lock:?}"));
+            }
+            held.entry(lock.key).or_default().push(lock.mode);
+        }
+        for (key, modes) in held {
+            if modes.len() > 1 && modes.contains(&Mode::Exclusive) {
+                return Err(format!("key {key} is held {modes:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_end(&self) -> Result<(), String> {
+        for (number, task) in self.tasks.iter().enumerate() {
+            if task.turns_left > 0 || task.wants.is_some() || task.guard.is_some() {
+                return Err(format!("task {number} is not served: {task:?}"));
+            }
+        }
+        if self.strangers.iter().any(|(turns, wants)| *turns > 0 || wants.is_some()) {
+            return Err(format!("a stranger is not served: {:?}", self.strangers));
+        }
+        if self.server.holders.values().any(|holders| !holders.is_empty()) {
+            return Err(format!("something is still held: {:?}", self.server));
+        }
+        if !self.core.is_at_rest() {
+            return Err("something is left in the core".into());
+        }
+        Ok(())
+    }
+
+    fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    fn after(&mut self, ms: u64, event: Event) {
+        let delay = Duration::from_micros(self.random.up_to(ms * 1000));
+        self.at(self.now + delay, event);
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.scheduled += 1;
+        self.events.insert((at.max(self.now), self.scheduled), event);
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(script) = &mut self.script {
+            let at = (self.now - self.begun).as_secs_f64() * 1000.0;
+            let _ = writeln!(script, "{at:10.3} {}", line());
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Lost, "lost").lost()
+}
+
+fn unreachable() -> Error {
+    Error::new(ErrorKind::Connect, "unreachable")
+}
+
+/// `SplitMix64`.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn up_to(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.up_to(n) == 0
+    }
+}

@@ -1,0 +1,510 @@
+//! Many locks and tasks on few sessions: [`LockManager`], on real servers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pglock::{Config, ErrorKind, Guard, Key, LockManager, Mode};
+use pglock_test_cluster::{
+    Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
+};
+use tokio::runtime::Builder;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::leases::ENDS_SILENT_SESSIONS;
+use crate::stage::{PATIENCE, Stage, next_to_end, poll_times, soon};
+
+/// Long enough for a request to reach the server's queue, and short enough not to be noticed.
+const SHORT: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn a_guard_excludes_others_until_it_is_gone() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    assert!(guard.is_held());
+    assert_eq!((guard.key(), guard.mode()), (stage.key(), Mode::Exclusive));
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    assert!(soon(alice.try_lock(stage.key())).await.unwrap().is_none());
+    assert!(soon(bob.try_lock(stage.key())).await.unwrap().is_none());
+    assert!(soon(bob.lock_timeout(stage.key(), SHORT)).await.unwrap().is_none());
+
+    soon(guard.unlock()).await.unwrap();
+    // What was released is free at once.
+    let guard = soon(bob.try_lock(stage.key())).await.unwrap().unwrap();
+    drop(guard);
+    stage.until(&[]).await;
+}
+
+#[tokio::test]
+async fn readers_share_and_exclude_writers() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let first = soon(alice.lock_shared(stage.key())).await.unwrap();
+    let second = soon(alice.try_lock_shared(stage.key())).await.unwrap().unwrap();
+    let third = soon(bob.lock_shared_timeout(stage.key(), PATIENCE)).await.unwrap().unwrap();
+    assert_eq!(stage.locks(), ["alice holds shared", "bob holds shared"]);
+    assert!(soon(bob.try_lock(stage.key())).await.unwrap().is_none());
+    soon(first.unlock()).await.unwrap();
+    assert_eq!(stage.locks(), ["alice holds shared", "bob holds shared"]);
+    soon(second.unlock()).await.unwrap();
+    assert_eq!(stage.locks(), ["bob holds shared"]);
+    soon(third.unlock()).await.unwrap();
+    assert!(soon(alice.try_lock(stage.key())).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn any_number_of_keys_are_held_on_one_session() {
+    let mut stage = Stage::new();
+    let alice = stage.manager("alice");
+    let mut guards = Vec::new();
+    for object in 0..300 {
+        guards.push(soon(alice.lock((7_000, object))).await.unwrap());
+    }
+    assert_eq!(stage.locks().len(), 300);
+    assert_eq!(stage.sessions(), 1);
+    // In any order.
+    guards.rotate_left(123);
+    guards.drain(..150);
+    stage.until_count(150).await;
+    drop(guards);
+    stage.until(&[]).await;
+}
+
+#[tokio::test]
+async fn many_tasks_want_one_key_and_each_gets_it_in_its_turn() {
+    let mut stage = Stage::new();
+    let alice = stage.manager("alice");
+    let turns = Arc::new(Mutex::new(Vec::new()));
+    let first = soon(alice.lock(stage.key())).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for number in 0..500 {
+        let (alice, turns, key) = (alice.clone(), Arc::clone(&turns), stage.key());
+        tasks.spawn(async move {
+            let guard = alice.lock(key).await.unwrap();
+            // Nobody else is here.
+            turns.try_lock().unwrap().push(number);
+            drop(guard);
+        });
+        // Each asks before the next one is there.
+        tokio::task::yield_now().await;
+    }
+    drop(first);
+    let count = || turns.try_lock().map(|turns| turns.len()).ok();
+    while next_to_end(&mut tasks, count).await.is_some() {}
+    assert_eq!(*turns.lock().await, (0..500).collect::<Vec<_>>());
+    assert!(stage.sessions() <= 2, "{} sessions", stage.sessions());
+}
+
+/// Managers in threads of their own stand for processes.
+#[test]
+fn several_managers_count_exactly() {
+    const TURNS: u32 = 40;
+    let stage = Stage::new();
+    let (count, inside) = (AtomicU32::new(0), AtomicU32::new(0));
+    let contend = |actor: &str| {
+        let (manager, key) = (stage.manager(actor), stage.key());
+        let turns = async {
+            for turn in 0..TURNS {
+                let guard = if turn % 2 == 0 {
+                    manager.lock(key).await.unwrap()
+                } else {
+                    manager.lock_timeout(key, PATIENCE).await.unwrap().unwrap()
+                };
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, Ordering::SeqCst);
+                count.fetch_add(1, Ordering::SeqCst);
+                guard.unlock().await.unwrap();
+            }
+        };
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { soon(turns).await });
+    };
+    thread::scope(|scope| {
+        for actor in ["alice", "bob", "carol", "dave"] {
+            scope.spawn(move || contend(actor));
+        }
+    });
+    assert_eq!(count.into_inner(), 4 * TURNS);
+}
+
+#[tokio::test]
+async fn a_request_can_be_dropped_at_every_point() {
+    let mut stage = Stage::new();
+    let bob = stage.manager("bob");
+    for busy in [false, true] {
+        let guard = if busy { Some(soon(bob.lock(stage.key())).await.unwrap()) } else { None };
+        for polls in 1..4 {
+            let alice = stage.manager("alice");
+            // What nobody wakes is not polled.
+            let dropped = timeout(SHORT, poll_times(polls, alice.lock(stage.key()))).await;
+            assert!(!busy || !matches!(dropped, Ok(Some(_))));
+            drop(dropped);
+            // The next request is not held up, and nothing is left behind.
+            drop(soon(alice.lock((7_001, 1))).await.unwrap());
+            let expected: &[&str] = if busy { &["bob holds exclusive"] } else { &[] };
+            stage.until(expected).await;
+            soon(alice.close()).await.unwrap();
+        }
+        drop(guard);
+        stage.until(&[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wait_leaves_the_servers_queue_with_the_last_who_wants_it() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let guard = soon(bob.lock(stage.key())).await.unwrap();
+    let mut waits = JoinSet::new();
+    for _ in 0..20 {
+        let (alice, key) = (alice.clone(), stage.key());
+        waits.spawn(async move { alice.lock(key).await.map(drop) });
+    }
+    let waiting = ["alice awaits exclusive", "bob holds exclusive"];
+    stage.until(&waiting).await;
+    assert_eq!(stage.sessions(), 3);
+    waits.shutdown().await;
+    stage.until(&["bob holds exclusive"]).await;
+    drop(guard);
+}
+
+#[tokio::test]
+async fn keys_beyond_the_sessions_are_acquired_too() {
+    let mut stage = Stage::new();
+    let bob = stage.manager("bob");
+    for max_sessions in [1, 2] {
+        let alice = LockManager::builder(stage.config("alice")).max_sessions(max_sessions).build();
+        let keys = (0..10).map(|object| Key::pair(7_002, object));
+        let mut guards: Vec<Guard> = Vec::new();
+        for key in keys.clone() {
+            guards.push(soon(bob.lock(key)).await.unwrap());
+        }
+        let mut waits = JoinSet::new();
+        for key in keys {
+            let alice = alice.clone();
+            waits.spawn(async move { alice.lock(key).await.map(|guard| guard.key()) });
+        }
+        eventually("somebody waits or tries", PATIENCE, || stage.locks().len() >= 10).await;
+        // The last ones first: none may be in the way of another.
+        for guard in guards.into_iter().rev() {
+            let key = guard.key();
+            soon(guard.unlock()).await.unwrap();
+            assert_eq!(soon(waits.join_next()).await.unwrap().unwrap().unwrap(), key);
+        }
+        soon(alice.close()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_told_to_its_guards_only() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let busy = soon(bob.lock((7_003, 1))).await.unwrap();
+    let on_first = soon(alice.lock(stage.key())).await.unwrap();
+    let first_process = stage.pid("alice");
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock((7_003, 1)).await }
+    });
+    stage
+        .until(&[
+            "alice awaits exclusive (7003, 1)",
+            "alice holds exclusive",
+            "bob holds exclusive (7003, 1)",
+        ])
+        .await;
+    drop(busy);
+    let on_second = soon(waiting).await.unwrap().unwrap();
+
+    let held = on_first.hold(std::future::pending::<()>());
+    let ending = async {
+        assert!(stage.end_process(first_process));
+    };
+    let (ended, ()) = soon(async { tokio::join!(held, ending) }).await;
+    let error = ended.unwrap_err();
+    assert!(error.is_lost(), "{error}");
+    assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+    assert!(!on_first.is_held());
+    assert!(soon(on_first.lost()).await.is_lost());
+    assert!(soon(on_first.unlock()).await.unwrap_err().is_lost());
+
+    assert!(on_second.is_held());
+    // And nothing else has happened.
+    let again = soon(alice.lock(stage.key())).await.unwrap();
+    assert_eq!(stage.locks(), ["alice holds exclusive", "alice holds exclusive (7003, 1)"]);
+    drop((again, on_second));
+}
+
+#[tokio::test]
+async fn those_who_wait_outlast_a_restart_of_the_server() {
+    let mut cluster = Settings::new().start();
+    let url = cluster.url_for(&role::TRUST);
+    let config: Config = url.parse().unwrap();
+    let (alice, bob) = (LockManager::new(config.clone()), LockManager::new(config.clone()));
+    let guard = soon(bob.lock("restart")).await.unwrap();
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock("restart").await }
+    });
+    let mut look = cluster.raw();
+    eventually("alice waits", PATIENCE, || {
+        look.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            == "1"
+    })
+    .await;
+    drop(look);
+    cluster.stop(Shutdown::Fast);
+    assert!(soon(guard.lost()).await.is_lost());
+    // Who has no patience is told why, and so is who runs out of it.
+    let error = soon(bob.try_lock("other")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+    let error = soon(bob.lock_timeout("other", SHORT)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+    cluster.start();
+    drop(soon(waiting).await.unwrap().unwrap());
+    drop(guard);
+}
+
+#[tokio::test]
+async fn what_waiting_will_not_mend_is_told_at_once() {
+    let stage = Stage::new();
+    let mut config = stage.config("alice");
+    config.user("nobody_of_this_name");
+    let manager = LockManager::new(config);
+    for _ in 0..2 {
+        let error = soon(manager.lock(stage.key())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+        assert!(error.to_string().contains("exclusive lock on key"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn closing_ends_everything() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let busy = soon(bob.lock((7_004, 1))).await.unwrap();
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock((7_004, 1)).await }
+    });
+    stage
+        .until(&[
+            "alice awaits exclusive (7004, 1)",
+            "alice holds exclusive",
+            "bob holds exclusive (7004, 1)",
+        ])
+        .await;
+    soon(alice.close()).await.unwrap();
+    assert_eq!(stage.locks(), ["bob holds exclusive (7004, 1)"]);
+    assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(!guard.is_held());
+    assert_eq!(soon(guard.lost()).await.kind(), ErrorKind::Closed);
+    assert_eq!(soon(guard.unlock()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(soon(alice.try_lock(stage.key())).await.unwrap_err().kind(), ErrorKind::Closed);
+    soon(alice.close()).await.unwrap();
+    drop(busy);
+}
+
+#[tokio::test]
+async fn sessions_end_with_the_last_handle_and_guard() {
+    let mut stage = Stage::new();
+    let alice = stage.manager("alice");
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    drop(alice.clone());
+    drop(alice);
+    assert!(guard.is_held());
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    drop(guard);
+    eventually("no session is left", PATIENCE, || stage.sessions() == 0).await;
+}
+
+#[test]
+fn guards_know_when_the_runtime_has_ended() {
+    let mut stage = Stage::new();
+    let alice = stage.manager("alice");
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let guard = runtime.block_on(soon(alice.lock(stage.key()))).unwrap();
+    assert!(guard.is_held());
+    drop(runtime);
+    assert!(!guard.is_held());
+    drop(guard);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(soon(alice.lock(stage.key()))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    runtime.block_on(stage.until(&[]));
+}
+
+#[tokio::test]
+async fn tokens_rise_from_guard_to_guard() {
+    let stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let mut tokens = Vec::new();
+    for turn in 0..10 {
+        let manager = if turn % 2 == 0 { &alice } else { &bob };
+        let guard = soon(manager.lock(stage.key())).await.unwrap();
+        tokens.push(soon(guard.fencing_token()).await.unwrap());
+        soon(guard.unlock()).await.unwrap();
+    }
+    assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn a_reset_connection_ends_the_work_under_its_guard() {
+    let stage = Stage::new();
+    let cluster = Cluster::default_cluster();
+    let proxy = Proxy::start(cluster.port());
+    let url = cluster.url_for(&role::TRUST);
+    let url = url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port()));
+    let alice = LockManager::new(stage.config_by(&url, "alice"));
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    let work = guard.hold(async {
+        proxy.break_all(Break::Reset);
+        std::future::pending::<()>().await;
+    });
+    assert!(soon(work).await.unwrap_err().is_lost());
+}
+
+#[tokio::test]
+async fn a_silent_network_ends_a_guard_with_its_lease() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let cluster = Cluster::default_cluster();
+    let proxy = Proxy::start(cluster.port());
+    let url = cluster.url_for(&role::TRUST);
+    let url = url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port()));
+    let mut config = stage.config_by(&url, "alice");
+    config.lease(Duration::from_secs(2));
+    let alice = LockManager::new(config);
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    // Heartbeats keep it for longer than the lease.
+    timeout(Duration::from_secs(4), guard.lost()).await.expect_err("nothing was lost");
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    let bob = stage.manager("bob");
+    let next = tokio::spawn({
+        let key = stage.key();
+        async move { bob.lock(key).await }
+    });
+    proxy.set_both(Traffic::Silent);
+    let ended = soon(guard.hold(std::future::pending::<()>())).await;
+    assert!(ended.unwrap_err().is_lost());
+    assert!(!guard.is_held());
+    // The holder knows before anybody else can have it.
+    assert!(!next.is_finished());
+    drop(soon(next).await.unwrap().unwrap());
+    proxy.set_both(Traffic::Flows);
+}
+
+#[tokio::test]
+async fn a_pooler_lends_a_server_connection_for_each_key() {
+    let mut stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 5);
+    let url = bouncer.url_for(&role::TRUST);
+    let alice = LockManager::builder(stage.config_by(&url, "alice")).max_sessions(4).build();
+    let mut guards = Vec::new();
+    for object in 0..4 {
+        guards.push(soon(alice.lock((7_005, object))).await.unwrap());
+    }
+    assert_eq!(stage.locks().len(), 4);
+    // There is no session for another key before one is free.
+    let error = soon(alice.try_lock((7_005, 4))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock((7_005, 4)).await }
+    });
+    let key = guards.pop().unwrap().key();
+    let last = soon(waiting).await.unwrap().unwrap();
+    assert_ne!(last.key(), key);
+    drop((guards, last));
+    stage.until(&[]).await;
+    soon(alice.close()).await.unwrap();
+}
+
+/// It sleeps for no more than the test's own time.
+#[tokio::test]
+async fn work_under_a_guard_returns_what_it_comes_to() {
+    let stage = Stage::new();
+    let guard = soon(stage.manager("alice").lock(stage.key())).await.unwrap();
+    let done = soon(guard.hold(async {
+        sleep(SHORT).await;
+        7
+    }));
+    assert_eq!(done.await.unwrap(), 7);
+    soon(guard.unlock()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_lock_table_is_told_and_what_was_held_stays_held() {
+    let cluster =
+        Settings::new().set("max_connections", "10").set("max_locks_per_transaction", "10").start();
+    let config: Config = cluster.url_for(&role::TRUST).parse().unwrap();
+    let alice = LockManager::new(config);
+    let mut look = cluster.raw();
+    let (mut guards, mut refused) = (Vec::new(), 0);
+    // All at once, so that many are under way when one fails.
+    for first in (0..20_000).step_by(1_000) {
+        let mut tasks = JoinSet::new();
+        for object in first..first + 1_000 {
+            let alice = alice.clone();
+            tasks.spawn(async move { alice.lock((7_006, object)).await });
+        }
+        while let Some(task) = soon(tasks.join_next()).await {
+            match task.unwrap() {
+                Ok(guard) => guards.push(guard),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::OutOfLockMemory, "{error}");
+                    assert!(!error.is_lost());
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 0 && guards.len() > 100, "{refused} refused, {} held", guards.len());
+    assert!(guards.iter().all(Guard::is_held));
+    // The table is too full to be looked at before there is some room in it.
+    let released = guards.split_off(guards.len() / 2);
+    drop(released);
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    eventually("the rest is held", PATIENCE, || {
+        look.try_rows(held)
+            .is_ok_and(|rows| rows[0][0].as_deref() == Some(guards.len().to_string().as_str()))
+    })
+    .await;
+    soon(alice.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn readers_join_until_another_process_waits() {
+    let mut stage = Stage::new();
+    // No hand-over without asking the server whether anybody waits.
+    let alice = LockManager::builder(stage.config("alice")).hand_overs(0, Duration::ZERO).build();
+    let bob = stage.manager("bob");
+    let mut readers = Vec::new();
+    for _ in 0..3 {
+        readers.push(soon(alice.try_lock_shared(stage.key())).await.unwrap().unwrap());
+        readers.push(soon(alice.lock_shared(stage.key())).await.unwrap());
+    }
+    let writer = tokio::spawn({
+        let (bob, key) = (bob.clone(), stage.key());
+        async move { bob.lock(key).await }
+    });
+    stage.until(&["alice holds shared", "bob awaits exclusive"]).await;
+    assert!(soon(alice.try_lock_shared(stage.key())).await.unwrap().is_none());
+    let late = tokio::spawn({
+        let (alice, key) = (alice.clone(), stage.key());
+        async move { alice.lock_shared(key).await }
+    });
+    drop(readers);
+    let writer = soon(writer).await.unwrap().unwrap();
+    assert!(!late.is_finished());
+    soon(writer.unlock()).await.unwrap();
+    drop(soon(late).await.unwrap().unwrap());
+}
