@@ -38,7 +38,7 @@
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
-use super::lease::Lease;
+use super::lease::{Lease, Since};
 use crate::error::ServerError;
 use crate::fence::Fence;
 use crate::holders::Holders;
@@ -171,7 +171,7 @@ pub(crate) struct Machine {
     means: Means,
     lease: Option<Lease>,
     /// When the last request was sent.
-    sent: Instant,
+    sent: Since,
     /// What a heartbeat is to confirm.
     unconfirmed: Option<Box<Unconfirmed>>,
     state: State,
@@ -281,7 +281,7 @@ impl Machine {
             connection,
             means,
             lease,
-            sent: now,
+            sent: now.into(),
             unconfirmed: None,
             state: State::Idle,
             last_words: None,
@@ -322,6 +322,14 @@ impl Machine {
         self.running_lease().map(Lease::heartbeat_due)
     }
 
+    /// The machine that this runs on has slept for this long.
+    pub(crate) fn slept(&mut self, time: Duration) {
+        self.sent.slept(time);
+        if let Some(lease) = &mut self.lease {
+            lease.slept(time);
+        }
+    }
+
     /// Whether nothing was heard for too long. Only between requests: while one is under way, the server
     /// does not count.
     pub(crate) fn check_lease(&self, now: impl FnOnce() -> Instant) -> Result<(), Loss> {
@@ -356,7 +364,7 @@ impl Machine {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        self.sent = now;
+        self.sent = now.into();
         let answer_by = self.answer_by(&ask, now);
         let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_));
         self.state = match &self.means {
@@ -385,7 +393,7 @@ impl Machine {
     /// Until when the heartbeat that was sent last may renew the lease.
     fn renewable_until(&self, lease: &Lease) -> Instant {
         match self.unconfirmed {
-            Some(_) => self.sent + lease.certain_for(),
+            Some(_) => self.sent.plus(lease.certain_for()),
             None => lease.ends_at(),
         }
     }
@@ -538,7 +546,7 @@ impl Machine {
             return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now), now);
         }
         self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
-        self.sent = now;
+        self.sent = now.into();
         asked.ask.begin_slice(now);
         // The time in the pooler's queue was not the server's.
         asked.answer_by = now + ANSWER_WITHIN;
@@ -630,7 +638,7 @@ impl Machine {
         self.means
             .ask(function, settling.lock, &mut self.connection)
             .map_err(|NotReady| unexpected_answer())?;
-        self.sent = now;
+        self.sent = now.into();
         self.state = State::Settling(settling);
         Ok(())
     }

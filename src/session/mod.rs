@@ -30,6 +30,7 @@ mod wire;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -370,24 +371,14 @@ impl Session {
     ///
     /// Dropping this future changes nothing.
     pub async fn lost(&mut self) -> Error {
-        loop {
-            let rest = match self.ready().await {
-                Ok(wire) => poll_fn(|cx| wire.poll_rest(cx)).await,
-                Err(error) => return error,
-            };
-            match rest {
-                Rest::Over(error) => return self.gone(error),
-                Rest::HeartbeatDue => {
-                    if let Err(error) = self.perform(Ask::Heartbeat, None).await {
-                        return error;
-                    }
-                }
-            }
-        }
+        self.watch(&AtomicBool::new(false)).await
     }
 
     /// Runs the work for as long as the session lives: if it is lost first, the work is dropped and
     /// the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
+    ///
+    /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
+    /// So no step begins after the server's word that the session is over has come.
     ///
     /// # Errors
     ///
@@ -400,9 +391,12 @@ impl Session {
         self.catch_up().await?;
         let mut work = pin!(work);
         let done = {
-            let mut lost = pin!(self.lost());
+            let unheard = AtomicBool::new(false);
+            let mut lost = pin!(self.watch(&unheard));
             poll_fn(|cx| match lost.as_mut().poll(cx) {
                 Poll::Ready(error) => Poll::Ready(Err(error)),
+                // It may be that the session is over. The runtime is about to tell.
+                Poll::Pending if unheard.load(Ordering::Relaxed) => Poll::Pending,
                 Poll::Pending => work.as_mut().poll(cx).map(Ok),
             })
             .await?
@@ -449,6 +443,26 @@ impl Session {
 }
 
 impl Session {
+    /// As [`lost`](Session::lost). Each time it rests, it notes whether something has come that it cannot
+    /// know yet.
+    async fn watch(&mut self, unheard: &AtomicBool) -> Error {
+        loop {
+            let rest = match self.ready().await {
+                Ok(wire) => poll_fn(|cx| wire.poll_rest(cx, unheard)).await,
+                Err(error) => return error,
+            };
+            match rest {
+                Rest::Over(error) => return self.gone(error),
+                Rest::HeartbeatDue => {
+                    unheard.store(false, Ordering::Relaxed);
+                    if let Err(error) = self.perform(Ask::Heartbeat, None).await {
+                        return error;
+                    }
+                }
+            }
+        }
+    }
+
     /// Waits for the lock, and enters it into the books if it was granted in time.
     async fn wait_and_enter(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
         let wait = self.signal.as_ref().map(Signal::wait);
