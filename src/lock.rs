@@ -269,6 +269,9 @@ impl Lock {
     /// dropped and the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has
     /// one.
     ///
+    /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
+    /// So no step begins after the server's word that the session is over has come.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::NotHeld`](crate::ErrorKind::NotHeld) if the lock is held in neither mode: the

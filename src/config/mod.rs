@@ -461,9 +461,10 @@ impl Config {
     /// - A wait for a lock is not silent, however long it takes. Its end is confirmed by a heartbeat.
     /// - A process that is frozen between looking at its lock and acting on that acts too late all the
     ///   same. Fencing tokens are made for that: see [`Fence`](crate::Fence).
-    /// - So may one whose clock stood still: that of a machine that sleeps (Linux, macOS), or of most
-    ///   virtual machines that are paused. It is told by the answer to its next heartbeat, or once the time
-    ///   is over that it believes to have left. Fencing tokens are for this too.
+    /// - The time for which a machine sleeps, or its virtual machine is paused, counts as well, although
+    ///   its clock stood still: as soon as its wall clock shows that. One that has not been set yet after
+    ///   a pause does not: until it is, or a heartbeat is answered, fencing tokens are for this too. A wall
+    ///   clock that is set ahead by 100 ms or more looks the same, and shortens the lease by as much.
     ///
     /// # Errors
     ///

@@ -40,31 +40,36 @@ macro_rules! each {
     };
 }
 
-/// Waits until the runtime knows what the socket knows.
-macro_rules! catch_up {
-    ($socket:expr) => {{
-        let socket = $socket;
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(socket).peek(&mut byte) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            // The system tells of an error once: reading would find an end.
-            Err(error) => Err(error),
-            // Whatever it is, reading tells.
-            Ok(_) => socket.readable().await,
-        }
-    }};
-}
-
 impl Stream {
     /// Returns once the runtime knows of what has arrived by now. It looks at its sockets only between
     /// tasks: one that has computed for long may be the last to hear that its session is over.
     pub(crate) async fn catch_up(&self) -> io::Result<()> {
+        if !self.has_news()? {
+            return Ok(());
+        }
         match self {
-            Self::Tcp(socket) => catch_up!(socket),
+            Self::Tcp(socket) => socket.readable().await,
             #[cfg(unix)]
-            Self::Unix(socket) => catch_up!(socket),
+            Self::Unix(socket) => socket.readable().await,
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => catch_up!(stream.get_ref().0),
+            Self::Tls(stream) => stream.get_ref().0.readable().await,
+        }
+    }
+
+    /// Whether something has come that was not read yet, whatever the runtime knows; if it is an end,
+    /// reading tells. The system tells of an error once: where this does, reading would find an end.
+    pub(crate) fn has_news(&self) -> io::Result<bool> {
+        let socket = match self {
+            Self::Tcp(socket) => SockRef::from(socket),
+            #[cfg(unix)]
+            Self::Unix(socket) => SockRef::from(socket),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => SockRef::from(stream.get_ref().0),
+        };
+        match socket.peek(&mut [MaybeUninit::uninit()]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

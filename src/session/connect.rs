@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::introduction::{Introduction, Unfit, client_keepalive};
-use super::lease::Lease;
+use super::lease::{Clocks, Lease};
 use super::login::log_in;
 use super::machine::Machine;
 use super::wire::{self, Peer, Wire};
@@ -253,6 +253,7 @@ async fn open(
                 });
             }
         };
+        let clocks = config.lease.map(|_| Clocks::look());
         let told = wire::now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };
         if let Some(means) = introduction.take_place(&mut dialogue).await? {
@@ -260,7 +261,7 @@ async fn open(
             let peer = Peer { name: Arc::clone(name), route, cancel_key };
             let lease = config.lease.map(|ttl| Lease::new(ttl, told));
             let machine = Machine::new(dialogue.connection, means, lease, told);
-            return Ok(Wire::new(dialogue.stream, machine, peer));
+            return Ok(Wire::new(dialogue.stream, machine, peer, clocks));
         }
     }
     Err(Error::new(ErrorKind::Connect, "the server does not answer").into())

@@ -282,6 +282,8 @@ fn settings(version: u32, orphan_timeout: Duration, lease: Option<Duration>) -> 
             (0, "tcp_keepalives_count", keepalive.probes.to_string()),
             (12, "tcp_user_timeout", keepalive.acknowledgement.as_millis().to_string()),
             (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
+            // A server that crashes says why it ends a session in a warning.
+            (0, "client_min_messages", String::from("warning")),
         ],
     ));
     settings

@@ -42,7 +42,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
-use super::lease::Lease;
+use super::lease::{Lease, Since};
 use crate::error::ServerError;
 use crate::fence::Fence;
 use crate::holders::Holders;
@@ -186,7 +186,7 @@ pub(crate) struct Machine {
     means: Means,
     lease: Option<Lease>,
     /// When the last request was sent.
-    sent: Instant,
+    sent: Since,
     /// What a heartbeat is to confirm.
     unconfirmed: Option<Box<Unconfirmed>>,
     state: State,
@@ -309,7 +309,7 @@ impl Machine {
             connection,
             means,
             lease,
-            sent: now,
+            sent: now.into(),
             unconfirmed: None,
             state: State::Idle,
             last_words: None,
@@ -360,6 +360,14 @@ impl Machine {
         self.running_lease().map(Lease::ends_at)
     }
 
+    /// The machine that this runs on has slept for this long.
+    pub(crate) fn slept(&mut self, time: Duration) {
+        self.sent.slept(time);
+        if let Some(lease) = &mut self.lease {
+            lease.slept(time);
+        }
+    }
+
     /// Whether nothing was heard for too long. Only between requests: while one is under way, the server
     /// does not count.
     pub(crate) fn check_lease(&self, now: impl FnOnce() -> Instant) -> Result<(), Loss> {
@@ -394,7 +402,7 @@ impl Machine {
         if !self.is_idle() {
             return Err(NotReady);
         }
-        self.sent = now;
+        self.sent = now.into();
         if let Ask::Settle(lock) = ask {
             let settling = Settling::unwanted(lock, Outcome::Released, now);
             let until = settling.give_up_at;
@@ -433,7 +441,7 @@ impl Machine {
             };
             self.means.ask(function, lock, &mut self.connection)?;
         }
-        self.sent = now;
+        self.sent = now.into();
         let answer_by = now + ANSWER_WITHIN;
         let outcomes = Vec::with_capacity(calls.len());
         self.state = State::Batch(Batch { calls, answer: None, outcomes, answer_by });
@@ -452,7 +460,7 @@ impl Machine {
     /// Until when the heartbeat that was sent last may renew the lease.
     fn renewable_until(&self, lease: &Lease) -> Instant {
         match self.unconfirmed {
-            Some(_) => self.sent + lease.certain_for(),
+            Some(_) => self.sent.plus(lease.certain_for()),
             None => lease.ends_at(),
         }
     }
@@ -606,7 +614,7 @@ impl Machine {
             return self.settle(Settling::unwanted(lock, Outcome::NotAcquired, now), now);
         }
         self.send(&asked.ask).map_err(|NotReady| unexpected_answer())?;
-        self.sent = now;
+        self.sent = now.into();
         asked.ask.begin_slice(now);
         // The time in the pooler's queue was not the server's.
         asked.answer_by = now + ANSWER_WITHIN;
@@ -698,7 +706,7 @@ impl Machine {
 
     /// Goes on with settling.
     fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
-        self.sent = now;
+        self.sent = now.into();
         self.send_settling(settling).map_err(|NotReady| unexpected_answer())
     }
 

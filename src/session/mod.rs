@@ -31,6 +31,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -378,15 +379,14 @@ impl Session {
     ///
     /// Dropping this future changes nothing.
     pub async fn lost(&mut self) -> Error {
-        loop {
-            if let Err(error) = self.rest().await {
-                return error;
-            }
-        }
+        self.watch(&AtomicBool::new(false)).await
     }
 
     /// Runs the work for as long as the session lives: if it is lost first, the work is dropped and
     /// the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
+    ///
+    /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
+    /// So no step begins after the server's word that the session is over has come.
     ///
     /// # Errors
     ///
@@ -399,9 +399,12 @@ impl Session {
         self.catch_up().await?;
         let mut work = pin!(work);
         let done = {
-            let mut lost = pin!(self.lost());
+            let unheard = AtomicBool::new(false);
+            let mut lost = pin!(self.watch(&unheard));
             poll_fn(|cx| match lost.as_mut().poll(cx) {
                 Poll::Ready(error) => Poll::Ready(Err(error)),
+                // It may be that the session is over. The runtime is about to tell.
+                Poll::Pending if unheard.load(Ordering::Relaxed) => Poll::Pending,
                 Poll::Pending => work.as_mut().poll(cx).map(Ok),
             })
             .await?
@@ -485,11 +488,7 @@ impl Session {
 
     /// Waits between requests, until the session has given a sign of life that its lease wanted, or is over.
     pub(crate) async fn rest(&mut self) -> Result<()> {
-        let wire = self.ready().await?;
-        match poll_fn(|cx| wire.poll_rest(cx)).await {
-            Rest::Over(error) => Err(self.gone(error)),
-            Rest::HeartbeatDue => self.perform(Ask::Heartbeat, None).await.map(|_| ()),
-        }
+        self.rest_watchfully(&AtomicBool::new(false)).await
     }
 
     /// Ends the session. When this returns, the server has released all of its locks.
@@ -515,6 +514,27 @@ impl Session {
 }
 
 impl Session {
+    /// As [`lost`](Session::lost). Each time it rests, it notes whether something has come that it cannot
+    /// know yet.
+    async fn watch(&mut self, unheard: &AtomicBool) -> Error {
+        loop {
+            if let Err(error) = self.rest_watchfully(unheard).await {
+                return error;
+            }
+        }
+    }
+
+    async fn rest_watchfully(&mut self, unheard: &AtomicBool) -> Result<()> {
+        let wire = self.ready().await?;
+        match poll_fn(|cx| wire.poll_rest(cx, unheard)).await {
+            Rest::Over(error) => Err(self.gone(error)),
+            Rest::HeartbeatDue => {
+                unheard.store(false, Ordering::Relaxed);
+                self.perform(Ask::Heartbeat, None).await.map(|_| ())
+            }
+        }
+    }
+
     /// Waits for the lock, and enters it into the books if it was granted in time.
     async fn wait_and_enter(&mut self, lock: LockId, until: Option<Instant>) -> Result<bool> {
         let wait = self.signal.as_ref().map(Signal::wait);

@@ -7,6 +7,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::lease::Clocks;
 use super::machine::{Action, Ask, Call, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream};
@@ -24,6 +26,9 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most that is read at a time, in bytes. What a lock asks for is answered in 16.
 const READ_BYTES: usize = 256;
+/// How often it is read at a time what nobody asked for, before others get their turn. A server that goes
+/// on and on must not keep the holder of a lock from its work.
+const READS_MAX: usize = 32;
 
 /// A session's socket, its machine, and whatever the machine has under way.
 ///
@@ -32,6 +37,8 @@ pub(super) struct Wire {
     stream: Stream,
     machine: Machine,
     peer: Peer,
+    /// Under a lease, they tell of a sleep.
+    clocks: Option<Clocks>,
     /// The `CancelRequest` that is open. Dropping it early could let its signal hit a later request.
     cancel: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     /// What the machine waits for; nothing while there is news for it.
@@ -72,11 +79,18 @@ pub(super) struct Peer {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, machine: Machine, peer: Peer) -> Self {
+    /// Under a lease, with the clocks as they stood before the server was told of it.
+    pub(super) fn new(
+        stream: Stream,
+        machine: Machine,
+        peer: Peer,
+        clocks: Option<Clocks>,
+    ) -> Self {
         Self {
             stream,
             machine,
             peer,
+            clocks,
             cancel: None,
             waiting: None,
             alarm: None,
@@ -176,6 +190,7 @@ impl Wire {
             if let Some(outcome) = self.machine.take_outcome() {
                 return Poll::Ready(Ok(outcome));
             }
+            self.count_sleep();
             self.waiting = match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
                 Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
                 Action::Wait { until } => Some(Waiting { until: until.map(Instant::from) }),
@@ -193,10 +208,18 @@ impl Wire {
         self.stream.catch_up().await.map_err(|error| self.ended(Some(error)))
     }
 
-    /// Waits between requests, until the session is over or it is time for a sign of life.
-    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Rest> {
-        if let Poll::Ready(error) = self.poll_idle(cx) {
-            return Poll::Ready(Rest::Over(error));
+    /// Waits between requests, until the session is over or it is time for a sign of life. Notes whether
+    /// something has come that the runtime has not told of: it looks at its sockets only between tasks.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, unheard: &AtomicBool) -> Poll<Rest> {
+        let news = match self.take_in(cx) {
+            Ok(0) => self.stream.has_news(),
+            // Its turn is over.
+            Ok(_) => Ok(false),
+            Err(error) => return Poll::Ready(Rest::Over(error)),
+        };
+        match news {
+            Ok(news) => unheard.store(news, Ordering::Relaxed),
+            Err(error) => return Poll::Ready(Rest::Over(self.ended(Some(error)))),
         }
         match self.machine.heartbeat_due() {
             Some(due) if due <= now() || self.poll_alarm(due.into(), cx) => {
@@ -208,21 +231,41 @@ impl Wire {
 
     /// Takes in what the server sent without being asked, which may be that the session is over.
     pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        match self.take_in(cx) {
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(error),
+        }
+    }
+
+    /// Says how often something was read.
+    fn take_in(&mut self, cx: &mut Context<'_>) -> Result<usize> {
+        let mut reads = 0;
         loop {
             if !self.machine.is_drained() {
-                if let Err(loss) = self.machine.poll(now()) {
-                    return Poll::Ready(self.lost(loss));
-                }
+                self.count_sleep();
+                self.machine.poll(now()).map_err(|loss| self.lost(loss))?;
             }
-            match self.poll_receive(cx) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => return Poll::Ready(error),
+            if reads == READS_MAX {
+                cx.waker().wake_by_ref();
+                break;
             }
+            if !self.poll_receive(cx)? {
+                break;
+            }
+            reads += 1;
         }
-        match self.machine.check_lease(now) {
-            Ok(()) => Poll::Pending,
-            Err(loss) => Poll::Ready(self.lost(loss)),
+        self.count_sleep();
+        self.machine.check_lease(now).map_err(|loss| self.lost(loss))?;
+        Ok(reads)
+    }
+
+    /// Lets a lease run while the machine slept.
+    fn count_sleep(&mut self) {
+        let slept = self.clocks.as_mut().map(Clocks::slept).unwrap_or_default();
+        if !slept.is_zero() {
+            self.machine.slept(slept);
+            // Timers stood still as well.
+            self.waiting = None;
         }
     }
 
@@ -372,7 +415,10 @@ impl Wire {
             ),
             Loss::Expired(ttl) => self.error(
                 ErrorKind::Lost,
-                format!("no answer of the server renewed the lease of {ttl:?} in time"),
+                format!(
+                    "no answer of the server renewed the lease of {ttl:?} in time, which counts what this \
+                     machine slept"
+                ),
             ),
             Loss::NotServed => self.error(
                 ErrorKind::Timeout,

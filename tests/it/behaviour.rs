@@ -1,7 +1,9 @@
 //! What locks and sessions do on a real server, judged from another connection.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pglock::{Config, Error, ErrorKind, Key, Lock, Locker, Mode, Session};
@@ -302,6 +304,39 @@ async fn dropping_releases_soon() {
     drop(alice);
     stage.until(&[]).await;
     eventually("the session is gone", PATIENCE, || stage.sessions() == 0).await;
+}
+
+/// The runtime has no time for its sockets: the work, which never waits, is all that it sees.
+#[test]
+fn work_that_leaves_the_runtime_no_time_stops_with_its_session() {
+    const LAST_STEP: u32 = 3;
+    let cluster = Cluster::default_cluster();
+    let by_tcp = cluster.url_for(&role::TRUST);
+    let encrypted = format!("{by_tcp}?sslmode=require");
+    for url in [by_tcp, encrypted, cluster.socket_url_for(&role::TRUST)] {
+        let mut stage = Stage::new();
+        let config = stage.config_by(&url, "alice");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
+        let holding = runtime.spawn(async move {
+            let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
+            alice.lock().await.unwrap();
+            let mut steps = 0;
+            let work = poll_fn(|cx| {
+                steps += 1;
+                if steps == LAST_STEP {
+                    stage.terminate("alice");
+                    wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
+                }
+                cx.waker().wake_by_ref();
+                if steps < 2 * LAST_STEP { Poll::Pending } else { Poll::Ready(()) }
+            });
+            (alice.hold(work).await, steps)
+        });
+        let (ended, steps) = runtime.block_on(holding).unwrap();
+        assert_eq!(ended.unwrap_err().sqlstate(), Some(ADMIN_SHUTDOWN), "{url}");
+        assert_eq!(steps, LAST_STEP, "{url}");
+    }
 }
 
 #[tokio::test]

@@ -37,11 +37,13 @@ pub(super) enum Defect {
     ForgetsHeartbeat,
     /// An outcome that took longer than the pause between heartbeats is told as it is.
     TellsUnconfirmed,
+    /// While the machine sleeps, a lease does not run.
+    CountsNoSleep,
 }
 
 impl Defect {
     /// Each, with what the simulation has to say of it.
-    pub(super) const ALL: [(Self, &str); 13] = [
+    pub(super) const ALL: [(Self, &str); 14] = [
         (Self::TrustsCanceled, "believed held: false"),
         (Self::TrustsFailedUnlock, "believed held: false"),
         (Self::LeavesCancelOpen, "a signal hit a later request"),
@@ -58,6 +60,7 @@ impl Defect {
         (Self::ForgetsHeartbeat, "Expired(12ms) after "),
         // Before the lock was told of, or soon after that.
         (Self::TellsUnconfirmed, "the lease ended before"),
+        (Self::CountsNoSleep, "the lease ended before its holder knew"),
     ];
 
     /// Whether it shows by these means.
@@ -72,6 +75,7 @@ impl Defect {
                 | Self::LeavesNoMargin
                 | Self::ForgetsHeartbeat
                 | Self::TellsUnconfirmed
+                | Self::CountsNoSleep
         )
     }
 }
@@ -119,6 +123,13 @@ impl Driver {
             self.machine.poll(now)?;
         }
         self.machine.check_lease(|| now)
+    }
+
+    /// The machine that this runs on slept.
+    pub(super) fn slept(&mut self, time: Duration) {
+        if self.defect != Some(Defect::CountsNoSleep) {
+            self.machine.slept(time);
+        }
     }
 
     pub(super) fn ask(&mut self, ask: Ask, now: Instant) -> Result<(), NotReady> {
@@ -170,12 +181,13 @@ impl Driver {
     /// Renews a lease at the wrong time, or not at all.
     fn miscount(&mut self, mut lease: Lease, outcome: &Outcome, now: Instant) {
         match self.defect {
-            Some(Defect::CountsFromAnswer) => lease.renew(now),
+            Some(Defect::CountsFromAnswer) => lease.renew(now.into()),
             Some(Defect::TellsUnconfirmed) => {
                 // As if it had taken no longer.
                 let timely = now.checked_sub(lease.ttl() / 3).unwrap();
                 let is_grant = *outcome == Outcome::Acquired;
-                lease.renew(if is_grant { self.sent_at.max(timely) } else { self.sent_at });
+                let sent = if is_grant { self.sent_at.max(timely) } else { self.sent_at };
+                lease.renew(sent.into());
             }
             Some(Defect::ForgetsHeartbeat) if *outcome == Outcome::Alive => {}
             _ => return,

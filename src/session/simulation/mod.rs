@@ -3,8 +3,8 @@
 //! The model has one lock that somebody else takes and gives back, delays in both directions, cancel
 //! signals that come early, late or never, and answers cut anywhere. Where a pooler stands before the
 //! server, its pool may be empty for a while, or it lends the session another process than before. Under a
-//! lease, which every other session has, the caller works between its requests, answers may be late, and the
-//! server ends a session from which it hears nothing: by then the holder has to know.
+//! lease, which every other session has, the caller works between its requests, or its machine sleeps,
+//! answers may be late, and the server ends a session from which it hears nothing: by then the holder has to know.
 //! After each request, what the client believes is compared with what the server knows. A failing seed
 //! prints what happened. For a million seeds of each kind:
 //!

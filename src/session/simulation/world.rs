@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use std::fmt::{Arguments, Debug, Formatter, Write};
 use std::time::{Duration, Instant};
 
-use self::lease::{LATE, LEASE, Leased, TOO_LATE};
+use self::lease::{LATE, LEASE, Leased, Sleep, TOO_LATE};
 use super::driver::{Defect, Driver};
 use super::pooler::Pooler;
 use super::server::{Command, QUERY_CANCELED, TIMEOUT, Transaction};
@@ -90,6 +90,7 @@ pub(super) struct World {
     random: Random,
     clock: u64,
     epoch: Instant,
+    sleep: Sleep,
     agenda: BinaryHeap<Reverse<(u64, u64, Happening)>>,
     planned: u64,
 
@@ -128,6 +129,7 @@ impl World {
             random: Random(seed),
             clock: 0,
             epoch,
+            sleep: Sleep::default(),
             agenda: BinaryHeap::new(),
             planned: 0,
             means,
@@ -360,8 +362,8 @@ impl World {
             self.alarm = until;
             if let Some(until) = until {
                 // Not before that, by a clock that only counts microseconds.
-                let at = microseconds(until.duration_since(self.epoch) + Duration::from_nanos(999));
-                self.plan(at, Happening::ClockReaches);
+                let awake = until.duration_since(self.epoch) + Duration::from_nanos(999);
+                self.plan(microseconds(awake) + self.sleep.total, Happening::ClockReaches);
             }
         }
     }
@@ -652,11 +654,12 @@ impl World {
     }
 
     fn now(&self) -> Instant {
-        self.at(self.clock)
+        self.at(self.sleep.since.unwrap_or(self.clock))
     }
 
+    /// By the clock of the machine's machine, which stands still while that sleeps.
     fn at(&self, clock: u64) -> Instant {
-        self.epoch + Duration::from_micros(clock)
+        self.epoch + Duration::from_micros(clock - self.sleep.total)
     }
 }
 

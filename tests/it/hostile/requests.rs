@@ -2,6 +2,8 @@
 
 use pglock::ErrorKind::{Deadlock, Lost, OutOfLockMemory, Protocol, Server};
 use pglock::{Lock, Mode};
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
 use super::{assert_error, assert_lost, assert_tells_no_secret, told};
 use crate::scripted::messages::{
@@ -91,6 +93,26 @@ async fn a_holder_learns_of_the_end_while_it_works() {
     let error = timely(lock.hold(std::future::pending::<()>())).await.unwrap_err();
     backend.done().await;
     assert_lost(lock, error, Lost, "SQLSTATE 57P01").await;
+}
+
+/// What the holder does takes up its share of what tokio allows a task at a time, as reading does.
+#[tokio::test]
+async fn a_server_that_never_stops_talking_does_not_keep_a_holder_from_its_work() {
+    let backend = holder().prompted().floods(notice(1_000)).play().await;
+    let mut lock = hold(&backend).await;
+    let (orders, mut work) = mpsc::unbounded_channel();
+    for order in 0..1_000 {
+        orders.send(order).unwrap();
+    }
+    backend.prompt();
+    let done = lock.hold(async {
+        while work.recv().await.unwrap() < 999 {
+            yield_now().await;
+        }
+    });
+    timely(done).await.unwrap();
+    drop(lock);
+    backend.done().await;
 }
 
 #[tokio::test]

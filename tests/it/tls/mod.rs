@@ -21,6 +21,8 @@ async fn a_crash_of_the_server_is_told_as_such() {
     let mut stage = Stage::on(&cluster);
     let mut config = stage.config("alice");
     config.sslmode(SslMode::Require);
+    // The warning is what tells it.
+    config.set("options", "-c client_min_messages=error").unwrap();
     let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
     let mut bob = Lock::connect(&config, stage.key()).await.unwrap();
     alice.lock().await.unwrap();

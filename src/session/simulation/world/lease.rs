@@ -68,6 +68,16 @@ enum Caller {
     Holds,
     /// It works, and looks after the session later.
     Neglects,
+    /// So does its machine.
+    Sleeps,
+}
+
+/// How long the caller's machine slept. Its clock stood still.
+#[derive(Default)]
+pub(super) struct Sleep {
+    pub(super) total: u64,
+    /// Since when it sleeps, as far as that was not counted yet.
+    pub(super) since: Option<u64>,
 }
 
 impl World {
@@ -78,14 +88,21 @@ impl World {
             return Ok(true);
         }
         if self.random.one_in(2) {
-            let caller = if self.random.one_in(2) { Caller::Holds } else { Caller::Neglects };
+            let caller = match self.random.up_to(4) {
+                0 => Caller::Sleeps,
+                1 => Caller::Neglects,
+                _ => Caller::Holds,
+            };
             self.note(format_args!("the caller {caller:?}"));
             self.leased.caller = caller;
-            self.leased.is_neglected |= caller == Caller::Neglects;
+            self.leased.is_neglected |= caller != Caller::Holds;
+            self.sleep.since = (caller == Caller::Sleeps).then_some(self.clock);
             let ends_at = self.clock + self.random.up_to(WORK);
             self.plan(ends_at, Happening::ClockReaches);
             let stands = self.work(ends_at)?;
             self.leased.caller = Caller::Asks;
+            self.count_sleep();
+            self.sleep.since = None;
             if !stands {
                 return Ok(false);
             }
@@ -114,6 +131,17 @@ impl World {
         Ok(true)
     }
 
+    /// The machine is told what it slept for until now.
+    fn count_sleep(&mut self) {
+        if let Some(since) = &mut self.sleep.since {
+            let time = self.clock - std::mem::replace(since, self.clock);
+            self.sleep.total += time;
+            self.driver.slept(Duration::from_micros(time));
+            // Its clock does not reach the time for which it was set.
+            self.alarm = None;
+        }
+    }
+
     fn look(&mut self) -> Result<bool, String> {
         match self.driver.look(self.now()) {
             Ok(()) => Ok(true),
@@ -134,7 +162,9 @@ impl World {
     /// The server ends the session. Whoever believes that it holds the lock has to know better by now, or
     /// as soon as it looks.
     pub(super) fn end_lease(&mut self) {
-        let sees = self.leased.caller == Caller::Neglects && self.driver.look(self.now()).is_err();
+        self.count_sleep();
+        let looks_later = matches!(self.leased.caller, Caller::Neglects | Caller::Sleeps);
+        let sees = looks_later && self.driver.look(self.now()).is_err();
         if self.believed && !sees {
             self.problem = Some("the lease ended before its holder knew");
         }
