@@ -92,7 +92,7 @@ struct Server {
 }
 
 impl Chaos {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(test: &'static str, seed: u64) -> Self {
         let mut random = Random::new(seed);
         // A server that starts again by itself would not wait for the proxy.
         let settings = Settings::new().set("restart_after_crash", "off");
@@ -101,7 +101,7 @@ impl Chaos {
         let journals = Folder::new();
         let processes = (0..PROCESSES)
             .map(|number| {
-                let terms = terms(number, [&primary, &standby]);
+                let terms = terms(test, number, [&primary, &standby]);
                 Process::start(number, terms, &journals, random.next())
             })
             .collect();
@@ -321,7 +321,7 @@ impl Server {
 }
 
 /// Some have TLS, some the shortest lease, some neither.
-fn terms(number: usize, servers: [&Server; 2]) -> Terms {
+fn terms(test: &'static str, number: usize, servers: [&Server; 2]) -> Terms {
     let hosts = servers.map(|Server { proxy, cluster }| {
         format!("127.0.0.1:{}", if number < DIRECT { cluster.port() } else { proxy.port() })
     });
@@ -335,7 +335,7 @@ fn terms(number: usize, servers: [&Server; 2]) -> Terms {
     }
     let lease = Duration::from_millis(if number / 2 == number % 2 { 1000 } else { 1500 });
     let has_lease = servers[0].cluster.major_version() >= ENDS_SILENT_SESSIONS;
-    Terms { url, lease: has_lease.then_some(lease) }
+    Terms { test, url, lease: has_lease.then_some(lease) }
 }
 
 /// Sends a signal to a backend, which may be gone by now: says whether it was not.

@@ -32,10 +32,11 @@ pub(crate) const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// What a process has to do it with. It contends until its standard input ends, as it does when the
 /// process that started it ends, in whatever way.
 pub(crate) struct Part {
-    config: Config,
-    name: String,
-    journals: PathBuf,
-    seed: u64,
+    pub(crate) config: Config,
+    pub(crate) name: String,
+    pub(crate) journals: PathBuf,
+    pub(crate) random: Random,
+    pub(crate) is_over: Arc<AtomicBool>,
 }
 
 impl Part {
@@ -48,34 +49,42 @@ impl Part {
             config.lease(Duration::from_millis(lease.parse().unwrap()));
         }
         let seed = env::var(SEED).unwrap().parse().unwrap();
-        Some(Self { config, name, journals: env::var_os(JOURNALS).unwrap().into(), seed })
+        Some(Self {
+            config,
+            name,
+            journals: env::var_os(JOURNALS).unwrap().into(),
+            random: Random::new(seed),
+            is_over: Arc::default(),
+        })
     }
 
-    pub(crate) fn play(self) {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let over = Arc::clone(&is_over);
+    /// Contends in this way.
+    pub(crate) fn play<F: Future<Output = ()>>(self, contend: impl FnOnce(Self) -> F) {
+        let over = Arc::clone(&self.is_over);
         thread::spawn(move || {
             // Whether its end or an error: nobody wants more of this.
             let _ = stdin().read_to_end(&mut Vec::new());
             over.store(true, Ordering::SeqCst);
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut contenders = JoinSet::new();
-            let mut seeds = Random::new(self.seed);
-            for number in 0..CONTENDERS {
-                let contender = Contender {
-                    config: self.config.clone(),
-                    journal: Journal::new(&self.journals, &format!("{}.{number}", self.name)),
-                    is_over: Arc::clone(&is_over),
-                    random: Random::new(seeds.next()),
-                };
-                contenders.spawn(contender.contend());
-            }
-            while let Some(ended) = contenders.join_next().await {
-                ended.unwrap();
-            }
-        });
+        runtime.block_on(contend(self));
+    }
+
+    /// A few contenders, each with a session of its own.
+    pub(crate) async fn contend(mut self) {
+        let mut contenders = JoinSet::new();
+        for number in 0..CONTENDERS {
+            let contender = Contender {
+                config: self.config.clone(),
+                journal: Journal::new(&self.journals, &format!("{}.{number}", self.name)),
+                is_over: Arc::clone(&self.is_over),
+                random: Random::new(self.random.next()),
+            };
+            contenders.spawn(contender.contend());
+        }
+        while let Some(ended) = contenders.join_next().await {
+            ended.unwrap();
+        }
     }
 }
 
@@ -101,9 +110,7 @@ impl Contender {
         while !self.is_over() {
             let token = lock.lock_fenced().await?;
             self.journal.taken(token, history::now());
-            // Some are at work for longer than their lease without heartbeats.
-            let steps = if self.random.below(6) == 0 { 100..1000 } else { 1..20 };
-            let steps = self.random.within(steps);
+            let steps = steps(&mut self.random);
             let last = lock.hold(work(&mut self.journal, steps)).await?;
             self.journal.certain(last);
             lock.unlock().await?;
@@ -117,12 +124,18 @@ impl Contender {
     }
 }
 
+/// How much work there is: for some more than their lease lasts without heartbeats.
+pub(crate) fn steps(random: &mut Random) -> u64 {
+    let steps = if random.below(6) == 0 { 100..1000 } else { 1..20 };
+    random.within(steps)
+}
+
 /// Work in steps, before each of which `hold` looks after the lock: so that is certain at the time that
 /// was read *before* the look. A time that is read after it would be that of a process which has been
 /// frozen in between: no lease protects from that, and nothing could be told apart from it.
 ///
 /// Returns such a time for the look at the end.
-async fn work(journal: &mut Journal, steps: u64) -> Time {
+pub(crate) async fn work(journal: &mut Journal, steps: u64) -> Time {
     for _ in 0..steps {
         sleep(STEP).await;
         let before = history::now();
@@ -144,18 +157,18 @@ pub(crate) fn assert_caused_by_a_fault(error: &Error) {
 
 /// What a contender knew, in a file that outlives its process. Each line is one write: it is there as
 /// a whole or not at all.
-struct Journal(File);
+pub(crate) struct Journal(File);
 
 impl Journal {
-    fn new(journals: &Path, name: &str) -> Self {
+    pub(crate) fn new(journals: &Path, name: &str) -> Self {
         Self(File::create_new(journals.join(name)).unwrap())
     }
 
-    fn taken(&mut self, token: Fence, now: Time) {
+    pub(crate) fn taken(&mut self, token: Fence, now: Time) {
         self.write(&history::taken(token, now));
     }
 
-    fn certain(&mut self, then: Time) {
+    pub(crate) fn certain(&mut self, then: Time) {
         self.write(&history::certain(then));
     }
 

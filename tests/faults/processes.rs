@@ -10,13 +10,15 @@ use std::time::Duration;
 use pglock_test_cluster::{signal, wait_until};
 
 use crate::contender::{JOURNALS, LEASE_MS, NAME, SEED, URL};
-use crate::{TEST, history};
+use crate::history;
 
 /// How long a process may take to end once it was told to, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a process connects.
 pub(crate) struct Terms {
+    /// The test that it is a part of.
+    pub(crate) test: &'static str,
     pub(crate) url: String,
     pub(crate) lease: Option<Duration>,
 }
@@ -77,7 +79,7 @@ fn spawn(number: usize, terms: &Terms, journals: &Folder, seed: u64) -> Child {
     let name = format!("{number}.{}", history::now().as_nanos());
     let mut command = Command::new(env::current_exe().unwrap());
     command
-        .args(["--exact", TEST, "--nocapture"])
+        .args(["--exact", terms.test, "--nocapture"])
         .env(URL, &terms.url)
         .env(NAME, name)
         .env(JOURNALS, journals.path())
