@@ -85,7 +85,7 @@ impl Driver {
 
     /// Does what it is told until the session is over. Says why, if it was not to be.
     async fn work(&mut self, mut session: Session) -> Option<Error> {
-        self.fate.renew(session.certain_until());
+        self.fate.begin(session.tell_tale(), session.certain_until());
         let one_key_each = session.holds_one_lock();
         if let Some(shared) = self.shared.upgrade() {
             shared.with(|core, now| core.opened(self.id, one_key_each, now));
@@ -123,8 +123,10 @@ impl Driver {
                 let awaited = holders.map_or(true, |holders| holders.waiting() > 0);
                 self.answer([(lock, Answer::Probed { awaited })], session);
             }
-            // A sign of life was given; or a wait was over before this came.
-            None | Some(Message::Order(Order::Withdraw)) => {}
+            // A wait was over before this came.
+            Some(Message::Order(Order::Withdraw)) => {}
+            // It is seen through: whoever reads the session is the one who tells of its end.
+            None => session.heartbeat().await?,
             Some(Message::Order(Order::Close)) => return Err(End::Ordered),
         }
         Ok(())
@@ -164,7 +166,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The next message; or nothing, when a sign of life has been given.
+    /// The next message; or nothing, when it is time for a sign of life.
     async fn next(&mut self, session: &mut Session) -> Result<Option<Message>, End> {
         if let Some(message) = self.put_back.take() {
             return Ok(Some(message));

@@ -2,12 +2,13 @@
 
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind};
-use crate::session::now;
+use crate::net::TellTale;
+use crate::session::{Clocks, now};
 
 /// Whether a session lives: known to its guards without asking it.
 #[derive(Debug, Default)]
@@ -20,27 +21,52 @@ pub(super) struct Fate {
 struct State {
     /// Why the session is over. Once there, it stays.
     error: Option<Error>,
-    /// Until when the session is certain of its locks, if it has a lease.
-    certain_until: Option<Instant>,
+    /// While the session has a lease.
+    certain: Option<Certain>,
+    /// While it lives.
+    tell_tale: Option<TellTale>,
+}
+
+/// Until when a session is certain of its locks.
+#[derive(Debug)]
+struct Certain {
+    until: Instant,
+    /// How long the machine slept since that was said.
+    slept: Duration,
+    clocks: Clocks,
 }
 
 impl Fate {
+    /// The session stands.
+    pub(super) fn begin(&self, tell_tale: Option<TellTale>, certain_until: Option<Instant>) {
+        self.state().tell_tale = tell_tale;
+        self.renew(certain_until);
+    }
+
     /// The session has heard from the server.
     pub(super) fn renew(&self, certain_until: Option<Instant>) {
-        self.state().certain_until = certain_until;
+        self.state().certain = certain_until.map(Certain::new);
     }
 
     /// The session is over.
     pub(super) fn end(&self, why: Error) {
-        self.state().error.get_or_insert(why);
+        let mut state = self.state();
+        state.error.get_or_insert(why);
+        state.tell_tale = None;
+        drop(state);
         self.ended.notify_waiters();
+    }
+
+    /// Whether the session may have something to read that it has not told of.
+    pub(super) fn may_have_news(&self) -> bool {
+        self.state().tell_tale.as_ref().is_none_or(TellTale::has_news)
     }
 
     /// Why the session is over, if it is. A lease that has run out counts, even if the session has not had
     /// the time to notice.
     pub(super) fn error(&self) -> Option<Error> {
         let mut state = self.state();
-        if state.error.is_none() && state.certain_until.is_some_and(|until| until <= now()) {
+        if state.error.is_none() && state.certain.as_mut().is_some_and(Certain::is_over) {
             state.error = Some(expired());
         }
         state.error.clone()
@@ -61,6 +87,17 @@ impl Fate {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Certain {
+    fn new(until: Instant) -> Self {
+        Self { until, slept: Duration::ZERO, clocks: Clocks::look() }
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.slept = self.slept.saturating_add(self.clocks.slept());
+        now().checked_add(self.slept).is_none_or(|now| self.until <= now)
     }
 }
 

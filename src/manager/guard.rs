@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use tokio::sync::oneshot;
 
@@ -89,6 +89,10 @@ impl Guard {
     /// Runs the work for as long as the lock is held: if it is lost first, the work is dropped and the
     /// reason returned.
     ///
+    /// Before each step of the work, the session's socket is looked at: a system call that does not wait. If
+    /// something has come, the session reads it first. So no step begins after the server's word that the
+    /// session is over has come.
+    ///
     /// # Errors
     ///
     /// One of a lost session: [`Error::is_lost`]; or [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
@@ -113,8 +117,17 @@ impl Guard {
         let mut work = pin!(work);
         let done = {
             let mut lost = pin!(self.lost());
+            let mut look = None;
             poll_fn(|cx| {
-                // The work may be woken before the task that would notice that the lease is over.
+                // The work may be woken before the task that would notice the loss.
+                if look.is_none() && self.fate.may_have_news() {
+                    look = Some(self.ask_for_a_look());
+                }
+                if let Some(looked) = &mut look {
+                    // A session that cannot say so is over.
+                    let _ = ready!(Pin::new(looked).poll(cx));
+                    look = None;
+                }
                 if let Some(error) = self.fate.error() {
                     return Poll::Ready(Err(self.about(error)));
                 }
@@ -178,15 +191,19 @@ impl Guard {
 
     /// Makes sure that the session is alive as far as this side can know.
     async fn look(&self) -> Result<()> {
-        let (done, looked) = oneshot::channel();
-        self.shared.tell(self.session, Message::Look(done));
-        let looked = looked.await;
+        let looked = self.ask_for_a_look().await;
         match (self.fate.error(), looked) {
             (Some(error), _) => Err(self.about(error)),
             (None, Ok(())) => Ok(()),
             // The session has just ended.
             (None, Err(_)) => Err(self.lost().await),
         }
+    }
+
+    fn ask_for_a_look(&self) -> oneshot::Receiver<()> {
+        let (done, looked) = oneshot::channel();
+        self.shared.tell(self.session, Message::Look(done));
+        looked
     }
 
     fn give_back(&self, caller: Option<oneshot::Sender<Told>>) {

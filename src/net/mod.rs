@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::CancelKey;
 #[cfg(feature = "tls")]
 use crate::protocol::{SslReply, frontend};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, TellTale};
 
 /// How long the socket of a `CancelRequest` may take to open before another is tried.
 const OPEN_FOR_CANCEL_WITHIN: Duration = Duration::from_secs(3);

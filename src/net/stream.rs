@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
@@ -59,17 +59,21 @@ impl Stream {
     /// Whether something has come that was not read yet, whatever the runtime knows; if it is an end,
     /// reading tells. The system tells of an error once: where this does, reading would find an end.
     pub(crate) fn has_news(&self) -> io::Result<bool> {
-        let socket = match self {
+        has_news(&self.socket())
+    }
+
+    /// The same for somebody else. The connection does not end on this side before that is dropped too.
+    pub(crate) fn tell_tale(&self) -> io::Result<TellTale> {
+        self.socket().try_clone().map(TellTale)
+    }
+
+    fn socket(&self) -> SockRef<'_> {
+        match self {
             Self::Tcp(socket) => SockRef::from(socket),
             #[cfg(unix)]
             Self::Unix(socket) => SockRef::from(socket),
             #[cfg(feature = "tls")]
             Self::Tls(stream) => SockRef::from(stream.get_ref().0),
-        };
-        match socket.peek(&mut [MaybeUninit::uninit()]) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
         }
     }
 
@@ -96,6 +100,25 @@ impl Stream {
                 Transport::Tls { end_point: certificate.and_then(tls_server_end_point) }
             }
         }
+    }
+}
+
+/// Says of a socket, which somebody else reads, whether something has come.
+#[derive(Debug)]
+pub(crate) struct TellTale(Socket);
+
+impl TellTale {
+    /// See [`Stream::has_news`]. An error is news as well.
+    pub(crate) fn has_news(&self) -> bool {
+        has_news(&self.0).unwrap_or(true)
+    }
+}
+
+fn has_news(socket: &Socket) -> io::Result<bool> {
+    match socket.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

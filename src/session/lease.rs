@@ -44,7 +44,7 @@ pub(super) struct Since {
 
 /// The two clocks of a machine, as they stood when they were last looked at.
 #[derive(Debug)]
-pub(super) struct Clocks {
+pub(crate) struct Clocks {
     monotonic: Instant,
     wall: SystemTime,
 }
@@ -112,7 +112,7 @@ impl From<Instant> for Since {
 }
 
 impl Clocks {
-    pub(super) fn look() -> Self {
+    pub(crate) fn look() -> Self {
         Self::at(Instant::now(), SystemTime::now())
     }
 
@@ -121,7 +121,7 @@ impl Clocks {
     }
 
     /// For how long the machine has slept since they were last looked at.
-    pub(super) fn slept(&mut self) -> Duration {
+    pub(crate) fn slept(&mut self) -> Duration {
         let Self { monotonic, wall } = Self::look();
         // The monotonic clock is read first and last: however long this thread was kept from going on in
         // between, that is no sleep.

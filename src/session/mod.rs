@@ -42,6 +42,7 @@ use tokio::time::timeout_at;
 pub(crate) use self::advisory::LockId;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
+pub(crate) use self::lease::Clocks;
 pub(crate) use self::machine::Call;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
 pub(crate) use self::wire::now;
@@ -51,6 +52,7 @@ use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
+use crate::net::TellTale;
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -486,9 +488,22 @@ impl Session {
         }
     }
 
-    /// Waits between requests, until the session has given a sign of life that its lease wanted, or is over.
+    /// Waits between requests, until it is time for a sign of life, or until the session is over.
     pub(crate) async fn rest(&mut self) -> Result<()> {
         self.rest_watchfully(&AtomicBool::new(false)).await
+    }
+
+    /// Gives a sign of life.
+    pub(crate) async fn heartbeat(&mut self) -> Result<()> {
+        self.perform(Ask::Heartbeat, None).await.map(|_| ())
+    }
+
+    /// What tells elsewhere whether something has come that this session has not read.
+    pub(crate) fn tell_tale(&self) -> Option<TellTale> {
+        match &self.place {
+            Place::Here(wire) => wire.tell_tale(),
+            Place::Away(_) | Place::Gone(_) => None,
+        }
     }
 
     /// Ends the session. When this returns, the server has released all of its locks.
@@ -518,7 +533,13 @@ impl Session {
     /// know yet.
     async fn watch(&mut self, unheard: &AtomicBool) -> Error {
         loop {
-            if let Err(error) = self.rest_watchfully(unheard).await {
+            let rested = self.rest_watchfully(unheard).await;
+            unheard.store(false, Ordering::Relaxed);
+            let alive = match rested {
+                Ok(()) => self.heartbeat().await,
+                over => over,
+            };
+            if let Err(error) = alive {
                 return error;
             }
         }
@@ -528,10 +549,7 @@ impl Session {
         let wire = self.ready().await?;
         match poll_fn(|cx| wire.poll_rest(cx, unheard)).await {
             Rest::Over(error) => Err(self.gone(error)),
-            Rest::HeartbeatDue => {
-                unheard.store(false, Ordering::Relaxed);
-                self.perform(Ask::Heartbeat, None).await.map(|_| ())
-            }
+            Rest::HeartbeatDue => Ok(()),
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use super::lease::Clocks;
 use super::machine::{Action, Ask, Call, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Route, Stream};
+use crate::net::{self, Route, Stream, TellTale};
 use crate::protocol::{CancelKey, NotReady};
 
 /// How long the server may take to end a session that was told to.
@@ -201,6 +201,11 @@ impl Wire {
                 }
             };
         }
+    }
+
+    /// See [`TellTale`]. The system may not have another one to give.
+    pub(super) fn tell_tale(&self) -> Option<TellTale> {
+        self.stream.tell_tale().ok()
     }
 
     /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
