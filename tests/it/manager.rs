@@ -1,13 +1,16 @@
 //! Many locks and tasks on few sessions: [`LockManager`], on real servers.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 use pglock::{Config, ErrorKind, Guard, Key, LockManager, Mode};
 use pglock_test_cluster::{
     Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
+    wait_until,
 };
 use tokio::runtime::Builder;
 use tokio::sync::Mutex;
@@ -368,6 +371,33 @@ async fn a_reset_connection_ends_the_work_under_its_guard() {
         std::future::pending::<()>().await;
     });
     assert!(soon(work).await.unwrap_err().is_lost());
+}
+
+/// The runtime has no time for its sockets: the work, which never waits, is all that it sees.
+#[test]
+fn work_that_leaves_the_runtime_no_time_stops_with_its_guard() {
+    const LAST_STEP: u32 = 3;
+    let mut stage = Stage::new();
+    let manager = LockManager::new(stage.config("alice"));
+    let mut runtime = Builder::new_current_thread();
+    let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
+    let holding = runtime.spawn(async move {
+        let guard = manager.lock(stage.key()).await.unwrap();
+        let mut steps = 0;
+        let work = poll_fn(|cx| {
+            steps += 1;
+            if steps == LAST_STEP {
+                stage.terminate("alice");
+                wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
+            }
+            cx.waker().wake_by_ref();
+            if steps < 2 * LAST_STEP { Poll::Pending } else { Poll::Ready(()) }
+        });
+        (guard.hold(work).await, steps)
+    });
+    let (ended, steps) = runtime.block_on(holding).unwrap();
+    assert!(ended.unwrap_err().is_lost());
+    assert_eq!(steps, LAST_STEP);
 }
 
 #[tokio::test]
