@@ -34,11 +34,15 @@
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
 //! simulated time as well.
 
+mod inspection;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use self::inspection::Inspections;
 use crate::error::{Error, ErrorKind};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 
@@ -89,7 +93,7 @@ pub(super) enum Command<R> {
 /// What a session is to do. It does one thing after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// [`Core::answered`] follows, as it does for all but the last.
+    /// [`Core::answered`] follows, as it does for all but the last two.
     Try(LockId),
     Wait(LockId),
     /// End the wait. Its answer is what follows.
@@ -97,6 +101,8 @@ pub(super) enum Order {
     /// See whether another session waits for a lock that is held.
     Probe(LockId),
     Unlock(LockId),
+    /// [`Core::inspected`] follows.
+    Inspect(RequestId, Key),
     /// [`Core::ended`] follows.
     Close,
 }
@@ -123,6 +129,7 @@ pub(super) enum Reply {
     Busy,
     /// What was to be released is, or all sessions are closed.
     Done,
+    Inspected(Holders),
     Failed(Error),
 }
 
@@ -139,6 +146,7 @@ pub(super) struct Core<R> {
     unasked: VecDeque<Key>,
     /// Keys that need a session to wait on. Some may have got one since.
     pausing: VecDeque<Key>,
+    inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
     /// Why the last session that was to be opened was not.
@@ -248,6 +256,7 @@ impl<R> Core<R> {
             one_key_each: false,
             unasked: VecDeque::new(),
             pausing: VecDeque::new(),
+            inspections: Inspections::default(),
             try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
             open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
             unreachable: None,
@@ -459,6 +468,9 @@ impl<R> Core<R> {
                 closing.callers.extend(callers);
             }
         }
+        for caller in self.inspections.drain() {
+            self.commands.push(Command::Reply(caller, Reply::Failed(closed())));
+        }
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
                 self.commands.push(Command::Order(*session, Order::Close));
@@ -479,7 +491,9 @@ impl<R> Core<R> {
 impl<R> Core<R> {
     /// Whether nothing is held, awaited or being done.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.keys.is_empty() && self.sessions.values().all(|seat| seat.keys == 0)
+        self.keys.is_empty()
+            && self.inspections.is_empty()
+            && self.sessions.values().all(|seat| seat.keys == 0)
     }
 }
 
@@ -641,7 +655,8 @@ impl<R> Core<R> {
     fn open_for_trying(&mut self, now: Instant) {
         let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
         let opening = self.sessions.values().filter(is_for_trying).count();
-        let needed = if self.one_key_each { self.unasked.len() } else { 1 };
+        let inspections = self.inspections.sessions_needed();
+        let needed = if self.one_key_each { self.unasked.len() + inspections } else { 1 };
         for _ in opening..needed {
             if !self.may_open(now) {
                 return;
@@ -704,13 +719,14 @@ impl<R> Core<R> {
     /// Tries the keys that need a session for it, as far as there are any.
     fn serve(&mut self, now: Instant) {
         while self.session_for_trying().is_some() {
-            let Some(key) = self.next_unasked() else { return };
+            let Some(key) = self.next_unasked() else { break };
             self.advance(key, now);
         }
         if let Some(key) = self.next_unasked() {
             self.unasked.push_front(key);
             self.open_for_trying(now);
         }
+        self.ask_what_is_to_be_inspected(now);
     }
 
     /// The next key that needs a session to be tried on.
@@ -733,6 +749,7 @@ impl<R> Core<R> {
             self.pause(now);
             return self.advance(key, now);
         }
+        self.fail_inspections(&error);
         for key in mem::take(&mut self.unasked) {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
             if !matches!(entry.state, State::Unasked) {
@@ -758,6 +775,7 @@ impl<R> Core<R> {
 
     /// A session is over, and with it all that it held.
     fn lost(&mut self, session: SessionId, error: &Error, now: Instant) {
+        self.lose_inspections(session, error);
         let of_session = |entry: &Entry<R>| entry.state.session() == Some(session);
         let keys = self.keys.iter().filter(|(_, entry)| of_session(entry)).map(|(key, _)| *key);
         for key in keys.collect::<BTreeSet<_>>() {

@@ -123,6 +123,12 @@ impl Driver {
                 let awaited = holders.map_or(true, |holders| holders.waiting() > 0);
                 self.answer([(lock, Answer::Probed { awaited })], session);
             }
+            Some(Message::Order(Order::Inspect(id, key))) => {
+                let holders = still_there(session.holders(key).await)?;
+                if let Some(shared) = self.shared.upgrade() {
+                    shared.with(|core, now| core.inspected(self.id, id, holders, now));
+                }
+            }
             // A sign of life was given; or a wait was over before this came.
             None | Some(Message::Order(Order::Withdraw)) => {}
             Some(Message::Order(Order::Close)) => return Err(End::Ordered),

@@ -35,6 +35,7 @@ use self::driver::{Driver, Message};
 use self::fate::Fate;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
 pub use guard::Guard;
@@ -238,6 +239,49 @@ impl LockManager {
         self.wait_for(key.into(), Mode::Shared, timeout).await
     }
 
+    /// Asks the server who holds the key, and how many wait for it: also those of this process, which count
+    /// once however many tasks wait.
+    ///
+    /// Nothing is locked or released. It is asked on the session that tries keys and holds most of them,
+    /// which is connected if it is not, and does nothing else meanwhile; it takes a round trip, in which the
+    /// server goes through its lists of all locks and sessions. Ask when something is amiss, or once in a
+    /// while.
+    ///
+    /// Through a transaction pooler, it takes a session that neither holds nor waits for anything, and a
+    /// server connection of the pool for a moment: see [`Session::holders`](crate::Session::holders).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](LockManager::try_lock). Through a transaction pooler, [`ErrorKind::Timeout`] if all
+    /// sessions that the manager may have hold or wait for a key.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn example(manager: pglock::LockManager) -> pglock::Result<()> {
+    /// if manager.lock_timeout("nightly", Duration::from_secs(10)).await?.is_none() {
+    ///     eprintln!("not in time: {}", manager.inspect("nightly").await?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn inspect(&self, key: impl Into<Key>) -> Result<Holders> {
+        let key = key.into();
+        let (caller, told) = oneshot::channel();
+        let id = self.shared.with(|core, now| core.inspect(key, caller, now));
+        let _inspection = Inspection { shared: &self.shared, id };
+        match told.await {
+            Ok(Told::Inspected(holders)) => Ok(holders),
+            Ok(Told::Failed(error)) => Err(error.context(format!("holders of key {key}"))),
+            _ => Err(no_answer()),
+        }
+    }
+
     /// Ends all sessions. Whoever waits gets [`ErrorKind::Closed`], and so does whoever asks later; guards
     /// that are left are told that they are [lost](Guard::lost). When this returns, the server has
     /// released everything.
@@ -297,7 +341,7 @@ impl LockManager {
         request.id = None;
         match told {
             Ok(Told::Granted(guard)) => Ok(Some(guard)),
-            Ok(Told::Busy | Told::Done) => Ok(None),
+            Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
             Ok(Told::Failed(error)) => Err(error.context(format!("{mode} lock on key {key}"))),
             Err(_) => Err(no_answer()),
         }
@@ -315,7 +359,20 @@ enum Told {
     Granted(Guard),
     Busy,
     Done,
+    Inspected(Holders),
     Failed(Error),
+}
+
+/// A question that has not been answered. It is taken back when this is dropped.
+struct Inspection<'a> {
+    shared: &'a Arc<Shared>,
+    id: RequestId,
+}
+
+impl Drop for Inspection<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|core, _| core.forget_inspection(self.id));
+    }
 }
 
 /// A request that has not been answered. It is given up when this is dropped.
@@ -434,6 +491,7 @@ impl Shared {
             },
             Reply::Busy => Told::Busy,
             Reply::Done => Told::Done,
+            Reply::Inspected(holders) => Told::Inspected(holders),
             Reply::Failed(error) => Told::Failed(error),
         }
     }

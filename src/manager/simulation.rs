@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{Answer, Command, Core, Limits, Order, Patience, Reply, RequestId, SessionId};
 use crate::error::{Error, ErrorKind};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 
@@ -23,6 +24,7 @@ const SEEDS_FOR_DEFECT: u64 = 1_000;
 const TASKS: u64 = 12;
 const TURNS: u32 = 4;
 const STRANGERS: u64 = 3;
+const INSPECTORS: u64 = 4;
 const MS: Duration = Duration::from_millis(1);
 /// By when everything has to be over.
 const LATEST: Duration = Duration::from_secs(600);
@@ -108,6 +110,9 @@ impl Default for Seen {
             "readers together",
             "paused",
             "probed",
+            "inspected",
+            "not inspected",
+            "inspection forgotten",
         ];
         Self(all.into_iter().map(|what| (what, 0)).collect())
     }
@@ -221,6 +226,8 @@ enum Event {
     TimeOut(u64, RequestId),
     /// Somebody else's session goes on.
     Stranger(u64),
+    /// Somebody asks who holds a key, or does not want to know any more.
+    Inspector(u64),
     Opened(SessionId),
     /// An order has reached the server.
     Begin(SessionId, u64),
@@ -242,6 +249,7 @@ enum Outcome {
     Released,
     Failed,
     Probed(bool),
+    Inspected(RequestId),
 }
 
 /// A session as its task drives it.
@@ -278,6 +286,8 @@ struct World {
     one_key_each: bool,
     tasks: Vec<Task>,
     strangers: Vec<(u32, Option<Key>)>,
+    /// What each wants to know.
+    inspectors: Vec<Option<RequestId>>,
     /// The last request that was granted of each key.
     granted: BTreeMap<Key, RequestId>,
     keys: u64,
@@ -310,6 +320,7 @@ impl World {
             one_key_each,
             tasks: Vec::new(),
             strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
+            inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
             keys: 1 + random.up_to(4),
             seen: Seen::default(),
@@ -323,6 +334,9 @@ impl World {
         }
         for stranger in 0..STRANGERS {
             world.after(200, Event::Stranger(stranger));
+        }
+        for inspector in 0..INSPECTORS {
+            world.after(300, Event::Inspector(inspector));
         }
         world
     }
@@ -360,6 +374,7 @@ impl World {
             Event::Task(task) => self.go_on(task),
             Event::TimeOut(task, request) => self.time_out(task, request),
             Event::Stranger(stranger) => self.stranger_goes_on(stranger),
+            Event::Inspector(inspector) => self.inspector_goes_on(inspector),
             Event::Opened(session) => self.open(session),
             Event::Begin(session, number) => self.begin(session, number)?,
             Event::Answer(session, number, outcome) => self.answer(session, number, outcome),
@@ -427,6 +442,21 @@ impl World {
             return;
         }
         self.after(100, Event::Stranger(number));
+    }
+
+    fn inspector_goes_on(&mut self, number: u64) {
+        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let wants = &mut self.inspectors[usize::try_from(number).unwrap()];
+        if let Some(id) = wants.take() {
+            self.seen.note("inspection forgotten");
+            self.core.forget_inspection(id);
+            return;
+        }
+        let id = self.core.inspect(key, TASKS + number, self.now);
+        *wants = Some(id);
+        if self.random.one_in(2) {
+            self.after(50, Event::Inspector(number));
+        }
     }
 
     fn open(&mut self, id: SessionId) {
@@ -513,6 +543,7 @@ impl World {
                 let queue = self.server.queues.get(&lock.key);
                 Outcome::Probed(queue.is_some_and(|queue| !queue.is_empty()))
             }
+            Some(Order::Inspect(id, _)) => Outcome::Inspected(id),
             // The wait was over before it came.
             Some(Order::Withdraw) => {
                 session.doing = None;
@@ -565,6 +596,11 @@ impl World {
 
     fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) {
         let Some(session) = self.doing(id, number) else { return };
+        if let Outcome::Inspected(question) = outcome {
+            session.doing = None;
+            self.core.inspected(id, question, Ok(Holders::nobody()), self.now);
+            return self.go_on_with(id);
+        }
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
             session.doing.take()
         else {
@@ -575,6 +611,7 @@ impl World {
             Outcome::NotAcquired => Answer::NotAcquired,
             Outcome::Released => Answer::Released,
             Outcome::Probed(awaited) => Answer::Probed { awaited },
+            Outcome::Inspected(_) => return,
             Outcome::Failed => Answer::Failed(Error::new(ErrorKind::OutOfLockMemory, "full")),
         };
         self.core.answered(id, lock.key, answer, self.now);
@@ -618,6 +655,16 @@ impl World {
     }
 
     fn reply(&mut self, number: u64, reply: &Reply) -> Result<(), String> {
+        if let Some(number) = number.checked_sub(TASKS) {
+            let answered = self.inspectors[usize::try_from(number).unwrap()].take().is_some();
+            match reply {
+                Reply::Inspected(_) if answered => self.seen.note("inspected"),
+                Reply::Failed(_) if answered => self.seen.note("not inspected"),
+                Reply::Inspected(_) | Reply::Failed(_) => {}
+                other => return Err(format!("who asks who holds a key is told {other:?}")),
+            }
+            return Ok(());
+        }
         let task = &mut self.tasks[usize::try_from(number).unwrap()];
         let wanted = task.wants.take();
         match (reply, wanted) {
@@ -650,7 +697,7 @@ impl World {
                 self.seen.note("failed");
                 self.after(50, Event::Task(number));
             }
-            (Reply::Done, _) => return Err("nobody asked for that".into()),
+            (Reply::Done | Reply::Inspected(_), _) => return Err("nobody asked for that".into()),
         }
         Ok(())
     }
@@ -694,6 +741,9 @@ impl World {
         }
         if self.strangers.iter().any(|(turns, wants)| *turns > 0 || wants.is_some()) {
             return Err(format!("a stranger is not served: {:?}", self.strangers));
+        }
+        if self.inspectors.iter().any(Option::is_some) {
+            return Err(format!("an inspector is not answered: {:?}", self.inspectors));
         }
         if self.server.holders.values().any(|holders| !holders.is_empty()) {
             return Err(format!("something is still held: {:?}", self.server));
