@@ -28,6 +28,7 @@
 //! - [`Session`] is one connection that holds any number of keys.
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
+//! - [`Election`] has one candidate of many lead, on a manager.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -69,6 +70,7 @@ mod auth;
 mod config;
 #[cfg(feature = "tls")]
 mod der;
+mod election;
 mod error;
 mod fence;
 mod holders;
@@ -82,6 +84,7 @@ mod secret;
 mod session;
 
 pub use config::{Config, Pooler, SslMode};
+pub use election::{Election, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use holders::{Holder, Holders};
