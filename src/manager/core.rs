@@ -364,6 +364,9 @@ impl<R> Core<R> {
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
+        } else if key.is_none() {
+            // It may have been meant for a key that nobody wants any more.
+            self.shared.get_or_insert(session);
         }
         if let Some(key) = key {
             if let Some(Entry { state: State::Waiting(waiting, mode), .. }) = self.keys.get(&key) {

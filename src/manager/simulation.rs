@@ -803,3 +803,26 @@ impl Random {
         self.up_to(n) == 0
     }
 }
+
+/// A session that was opened to wait for a key, which nobody wants any more when it stands, is what those
+/// who came meanwhile are tried on.
+#[test]
+fn a_session_whose_key_nobody_wants_any_more_is_there_for_others() {
+    let now = Instant::now();
+    let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+    let mut core = Core::new(limits, 1);
+    let lock = LockId { key: Key::bigint(1), mode: Mode::Exclusive };
+    let request = core.request(lock, Patience::Waits, 1, now);
+    core.opened(1, false, now);
+    core.answered(1, lock.key, Answer::NotAcquired, now);
+    core.give_up(lock.key, request, now);
+    core.ended(1, Some(lost()), now);
+    core.request(lock, Patience::Waits, 2, now);
+    core.commands();
+    core.opened(2, false, now);
+    let commands = core.commands();
+    assert!(
+        matches!(commands[..], [Command::Order(2, Order::Try(tried))] if tried == lock),
+        "{commands:?}"
+    );
+}
