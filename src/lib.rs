@@ -29,6 +29,7 @@
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
 //! - [`Election`] has one candidate of many lead, on a manager.
+//! - [`Stats`] says what a manager has, and what it has done.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -91,7 +92,7 @@ pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
-pub use manager::{Guard, LockManager, LockManagerBuilder};
+pub use manager::{Guard, LockManager, LockManagerBuilder, Stats, WaitTimes};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;

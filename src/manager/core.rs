@@ -41,6 +41,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use self::inspection::Inspections;
+use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
@@ -125,12 +126,25 @@ pub(super) enum Answer {
 /// What a caller is told.
 #[derive(Debug)]
 pub(super) enum Reply {
-    Granted(SessionId, LockId),
+    Granted(Grant),
     Busy,
+    /// The lock could not be had.
+    Failed(Error),
     /// What was to be released is, or all sessions are closed.
     Done,
     Inspected(Holders),
-    Failed(Error),
+    /// What else was wanted came to nothing.
+    NotDone(Error),
+}
+
+/// Who has got a lock, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub(super) session: SessionId,
+    pub(super) lock: LockId,
+    pub(super) waited: Duration,
+    /// Whether it comes from another guard, without the server being asked.
+    pub(super) handed_over: bool,
 }
 
 /// See the module's documentation.
@@ -155,6 +169,7 @@ pub(super) struct Core<R> {
     last_request: RequestId,
     commands: Vec<Command<R>>,
     closing: Option<Closing<R>>,
+    stats: Stats,
 }
 
 /// Everything is being ended.
@@ -179,6 +194,7 @@ struct Request<R> {
     patience: Patience,
     /// Whether a session was lost over it.
     tried_again: bool,
+    since: Instant,
     caller: R,
 }
 
@@ -264,12 +280,21 @@ impl<R> Core<R> {
             last_request: 0,
             commands: Vec::new(),
             closing: None,
+            stats: Stats::default(),
         }
     }
 
     /// What there is to do since this was asked last.
     pub(super) fn commands(&mut self) -> Vec<Command<R>> {
+        for command in &self.commands {
+            self.stats.note(command);
+        }
         mem::take(&mut self.commands)
+    }
+
+    /// What was counted until [`commands`](Self::commands) was asked last.
+    pub(super) fn stats(&self) -> Stats {
+        Stats { sessions: self.sessions.len(), ..self.stats.clone() }
     }
 
     /// When to call [`tick`](Self::tick) at the latest.
@@ -289,6 +314,7 @@ impl<R> Core<R> {
     ) -> RequestId {
         self.last_request += 1;
         let id = self.last_request;
+        self.stats.requested();
         if self.closing.is_some() {
             self.reply(caller, Reply::Failed(closed()));
             return id;
@@ -299,6 +325,7 @@ impl<R> Core<R> {
             mode: lock.mode,
             patience,
             tried_again: false,
+            since: now,
             caller,
         });
         match entry.state {
@@ -317,6 +344,7 @@ impl<R> Core<R> {
         let entry = self.keys.get_mut(&key)?;
         let at = entry.queue.binary_search_by_key(&request, |request| request.id).ok()?;
         entry.queue.remove(at);
+        self.stats.gave_up();
         let why = match entry.state {
             State::Unasked => self.unreachable.clone(),
             _ => None,
@@ -340,6 +368,7 @@ impl<R> Core<R> {
         };
         if let Some(held) = held {
             held.guards -= 1;
+            self.stats.guards -= 1;
             self.advance(key, now);
         }
         let Some(caller) = caller else { return };
@@ -361,6 +390,7 @@ impl<R> Core<R> {
         seat.idle_since = now;
         self.open_again.reset();
         self.unreachable = None;
+        self.stats.connects += 1;
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
@@ -398,6 +428,7 @@ impl<R> Core<R> {
                 Answer::Acquired,
             ) => {
                 entry.state = State::Held(Held::new(session, mode, now));
+                self.stats.held += 1;
                 self.try_again.hurry(now);
                 self.advance(key, now);
             }
@@ -422,6 +453,11 @@ impl<R> Core<R> {
     /// A session is over, or could not be opened; if it was not closed as ordered, for this reason.
     pub(super) fn ended(&mut self, session: SessionId, why: Option<Error>, now: Instant) {
         let Some(seat) = self.sessions.remove(&session) else { return };
+        match (seat.stage, &why) {
+            (Stage::Opening(_), Some(_)) => self.stats.connect_failures += 1,
+            (Stage::Open, Some(_)) => self.stats.lost_sessions += 1,
+            _ => {}
+        }
         if self.shared == Some(session) {
             self.shared = None;
         }
@@ -472,8 +508,9 @@ impl<R> Core<R> {
             }
         }
         for caller in self.inspections.drain() {
-            self.commands.push(Command::Reply(caller, Reply::Failed(closed())));
+            self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
         }
+        (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
                 self.commands.push(Command::Order(*session, Order::Close));
@@ -483,7 +520,7 @@ impl<R> Core<R> {
             for caller in closing.callers.drain(..) {
                 let error = closing.error.clone();
                 self.commands
-                    .push(Command::Reply(caller, error.map_or(Reply::Done, Reply::Failed)));
+                    .push(Command::Reply(caller, error.map_or(Reply::Done, Reply::NotDone)));
             }
         }
         self.closing = Some(closing);
@@ -523,6 +560,7 @@ impl<R> Core<R> {
                 entry.grant(key, &self.limits, now, &mut self.commands);
                 if matches!(&entry.state, State::Held(held) if held.guards == 0) {
                     entry.state = State::Releasing(session, Vec::new());
+                    self.stats.held -= 1;
                     self.order(session, Order::Unlock(lock));
                 }
             }
@@ -786,9 +824,10 @@ impl<R> Core<R> {
             match mem::replace(&mut entry.state, State::Unasked) {
                 State::Releasing(_, callers) => {
                     for caller in callers {
-                        self.commands.push(Command::Reply(caller, Reply::Failed(error.clone())));
+                        self.commands.push(Command::Reply(caller, Reply::NotDone(error.clone())));
                     }
                 }
+                State::Held(held) => self.stats.lost(held.guards),
                 State::Trying(..) => entry.try_once_more(error, &mut self.commands),
                 _ => {}
             }
@@ -817,11 +856,14 @@ impl<R> Entry<R> {
         let State::Held(held) = &mut self.state else { return };
         while self.queue.front().is_some_and(|next| held.takes(next.mode, limits, now)) {
             let Some(next) = self.queue.pop_front() else { return };
-            held.hand_overs += u32::from(held.guards == 0 && !held.fresh);
+            let handed_over = held.guards == 0 && !held.fresh;
+            held.hand_overs += u32::from(handed_over);
             held.guards += 1;
             held.guarded = next.mode;
             let lock = LockId { key, mode: next.mode };
-            commands.push(Command::Reply(next.caller, Reply::Granted(held.session, lock)));
+            let waited = now.saturating_duration_since(next.since);
+            let grant = Grant { session: held.session, lock, waited, handed_over };
+            commands.push(Command::Reply(next.caller, Reply::Granted(grant)));
         }
         if held.guards == 0 {
             return;
@@ -983,6 +1025,44 @@ impl Backoff {
     /// Whether the pause is over, which ends it.
     fn is_due(&mut self, now: Instant) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
+    }
+}
+
+impl Stats {
+    fn requested(&mut self) {
+        self.requests += 1;
+        self.waiting += 1;
+    }
+
+    fn gave_up(&mut self) {
+        self.given_up += 1;
+        self.waiting -= 1;
+    }
+
+    /// A key is not held any more, on which there are so many guards.
+    fn lost(&mut self, guards: u32) {
+        self.held -= 1;
+        self.guards -= usize::try_from(guards).unwrap_or_default();
+    }
+
+    fn note<R>(&mut self, command: &Command<R>) {
+        match command {
+            Command::Reply(_, Reply::Granted(grant)) => {
+                self.granted += 1;
+                self.guards += 1;
+                self.handed_over += u64::from(grant.handed_over);
+                self.wait_times.add(grant.waited);
+            }
+            Command::Reply(_, Reply::Busy) => self.busy += 1,
+            Command::Reply(_, Reply::Failed(_)) => self.failed += 1,
+            Command::Order(_, Order::Withdraw) => self.cancels += 1,
+            Command::Reply(_, Reply::Done | Reply::Inspected(_) | Reply::NotDone(_))
+            | Command::Open(_)
+            | Command::Order(..) => return,
+        }
+        if !matches!(command, Command::Order(..)) {
+            self.waiting -= 1;
+        }
     }
 }
 

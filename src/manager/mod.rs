@@ -20,6 +20,7 @@ mod fate;
 mod guard;
 #[cfg(test)]
 mod simulation;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +40,7 @@ use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
 pub use guard::Guard;
+pub use stats::{Stats, WaitTimes};
 
 /// How many sessions a manager has at most, if nothing else is said.
 const SESSIONS_MAX: usize = 8;
@@ -282,6 +284,12 @@ impl LockManager {
         }
     }
 
+    /// What the manager has, and what it has done. The server is not asked.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.state().core.stats()
+    }
+
     /// Ends all sessions. Whoever waits gets [`ErrorKind::Closed`], and so does whoever asks later; guards
     /// that are left are told that they are [lost](Guard::lost). When this returns, the server has
     /// released everything.
@@ -482,17 +490,17 @@ impl Shared {
 
     fn told(self: &Arc<Self>, reply: Reply, state: &State) -> Told {
         match reply {
-            Reply::Granted(session, lock) => match state.sessions.get(&session) {
+            Reply::Granted(grant) => match state.sessions.get(&grant.session) {
                 Some(link) => {
                     let fate = Arc::clone(&link.fate);
-                    Told::Granted(Guard::new(Arc::clone(self), session, lock, fate))
+                    Told::Granted(Guard::new(Arc::clone(self), grant.session, grant.lock, fate))
                 }
                 None => Told::Failed(no_answer()),
             },
             Reply::Busy => Told::Busy,
             Reply::Done => Told::Done,
             Reply::Inspected(holders) => Told::Inspected(holders),
-            Reply::Failed(error) => Told::Failed(error),
+            Reply::Failed(error) | Reply::NotDone(error) => Told::Failed(error),
         }
     }
 

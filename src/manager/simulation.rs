@@ -8,11 +8,14 @@
 //! PGLOCK_SEEDS=1000000 cargo test --release --lib manager::simulation
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use super::core::{Answer, Command, Core, Limits, Order, Patience, Reply, RequestId, SessionId};
+use super::core::{
+    Answer, Command, Core, Grant, Limits, Order, Patience, Reply, RequestId, SessionId,
+};
+use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
@@ -272,6 +275,39 @@ struct Task {
     guard: Option<(SessionId, LockId)>,
 }
 
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    waiting: u64,
+    guards: usize,
+    requests: u64,
+    granted: u64,
+    busy: u64,
+    failed: u64,
+    given_up: u64,
+    cancels: u64,
+    connects: u64,
+    connect_failures: u64,
+    lost_sessions: u64,
+}
+
+impl From<Stats> for Counted {
+    fn from(stats: Stats) -> Self {
+        Self {
+            waiting: stats.waiting,
+            guards: stats.guards,
+            requests: stats.requests,
+            granted: stats.granted,
+            busy: stats.busy,
+            failed: stats.failed,
+            given_up: stats.given_up,
+            cancels: stats.cancels,
+            connects: stats.connects,
+            connect_failures: stats.connect_failures,
+            lost_sessions: stats.lost_sessions,
+        }
+    }
+}
+
 struct World {
     defect: Option<Defect>,
     core: Core<u64>,
@@ -282,6 +318,7 @@ struct World {
     scheduled: u64,
     server: Server,
     sessions: BTreeMap<SessionId, Session>,
+    told_to_close: BTreeSet<SessionId>,
     sessions_max: usize,
     one_key_each: bool,
     tasks: Vec<Task>,
@@ -292,6 +329,8 @@ struct World {
     granted: BTreeMap<Key, RequestId>,
     keys: u64,
     seen: Seen,
+    /// What the core should have counted.
+    counted: Counted,
     happening: Option<Event>,
     script: Option<String>,
 }
@@ -316,6 +355,7 @@ impl World {
             scheduled: 0,
             server: Server::default(),
             sessions: BTreeMap::new(),
+            told_to_close: BTreeSet::new(),
             sessions_max,
             one_key_each,
             tasks: Vec::new(),
@@ -324,6 +364,7 @@ impl World {
             granted: BTreeMap::new(),
             keys: 1 + random.up_to(4),
             seen: Seen::default(),
+            counted: Counted::default(),
             happening: None,
             script: None,
             random,
@@ -362,6 +403,7 @@ impl World {
                 self.granted_at_server(party, key);
             }
             self.check()?;
+            self.check_stats()?;
             if let Some(next) = self.core.next_tick().filter(|_| !self.has(Defect::Oversleeps)) {
                 self.at(next, Event::Tick);
             }
@@ -381,7 +423,9 @@ impl World {
             Event::Lose(session) => self.lose(session),
             Event::Lost(session) => {
                 self.seen.note("lost");
-                self.sessions.remove(&session);
+                let is_lost = self.sessions.remove(&session).is_some()
+                    && !self.told_to_close.contains(&session);
+                self.counted.lost_sessions += u64::from(is_lost);
                 if !self.has(Defect::HidesLoss) {
                     self.core.ended(session, Some(lost()), self.now);
                 }
@@ -410,6 +454,7 @@ impl World {
         task.turns_left -= 1;
         let lock = LockId { key, mode };
         let request = self.core.request(lock, patience, number, now);
+        self.counted.requests += 1;
         task.wants = Some((request, lock));
         if self.random.one_in(4) {
             self.after(100, Event::TimeOut(number, request));
@@ -421,6 +466,7 @@ impl World {
         if let Some((_, lock)) = task.wants.take_if(|(wanted, _)| *wanted == request) {
             self.seen.note("given up");
             self.core.give_up(lock.key, request, self.now);
+            self.counted.given_up += 1;
             self.after(50, Event::Task(number));
         }
     }
@@ -467,8 +513,10 @@ impl World {
             self.seen.note("not opened");
             self.sessions.remove(&id);
             self.core.ended(id, (!closes).then(unreachable), self.now);
+            self.counted.connect_failures += u64::from(!closes);
             return;
         }
+        self.counted.connects += 1;
         session.is_open = true;
         self.core.opened(id, self.one_key_each, self.now);
         if self.random.one_in(3) {
@@ -643,6 +691,10 @@ impl World {
                         if let (Some(Event::Tick), Order::Try(_)) = (&self.happening, order) {
                             self.seen.note("paused");
                         }
+                        self.counted.cancels += u64::from(order == Order::Withdraw);
+                        if order == Order::Close {
+                            self.told_to_close.insert(id);
+                        }
                         if let Some(session) = self.sessions.get_mut(&id) {
                             session.orders.push_back(order);
                             self.go_on_with(id);
@@ -659,20 +711,25 @@ impl World {
             let answered = self.inspectors[usize::try_from(number).unwrap()].take().is_some();
             match reply {
                 Reply::Inspected(_) if answered => self.seen.note("inspected"),
-                Reply::Failed(_) if answered => self.seen.note("not inspected"),
-                Reply::Inspected(_) | Reply::Failed(_) => {}
+                Reply::NotDone(_) if answered => self.seen.note("not inspected"),
+                Reply::Inspected(_) | Reply::NotDone(_) => {}
                 other => return Err(format!("who asks who holds a key is told {other:?}")),
             }
             return Ok(());
         }
+        match reply {
+            Reply::Granted(_) => self.counted.granted += 1,
+            Reply::Busy => self.counted.busy += 1,
+            _ => self.counted.failed += 1,
+        }
         let task = &mut self.tasks[usize::try_from(number).unwrap()];
         let wanted = task.wants.take();
         match (reply, wanted) {
-            (Reply::Granted(session, lock), None) => {
+            (Reply::Granted(Grant { session, lock, .. }), None) => {
                 // As a guard does that nobody takes.
                 self.core.release(*session, lock.key, None, self.now);
             }
-            (Reply::Granted(session, lock), Some((request, wanted))) => {
+            (Reply::Granted(Grant { session, lock, .. }), Some((request, wanted))) => {
                 if wanted != *lock {
                     return Err(format!("task {number} got {lock:?} instead of {wanted:?}"));
                 }
@@ -697,7 +754,9 @@ impl World {
                 self.seen.note("failed");
                 self.after(50, Event::Task(number));
             }
-            (Reply::Done | Reply::Inspected(_), _) => return Err("nobody asked for that".into()),
+            (Reply::Done | Reply::Inspected(_) | Reply::NotDone(_), _) => {
+                return Err("nobody asked for that".into());
+            }
         }
         Ok(())
     }
@@ -733,6 +792,41 @@ impl World {
         Ok(())
     }
 
+    /// Whether the core counts what happens.
+    fn check_stats(&mut self) -> Result<(), String> {
+        // What the core does not hear of it cannot count.
+        if self.defect.is_some() {
+            return Ok(());
+        }
+        let is_there = |task: &&Task| {
+            task.guard.is_some_and(|(session, _)| self.sessions.contains_key(&session))
+        };
+        self.counted.guards = self.tasks.iter().filter(is_there).count();
+        let wants = self.tasks.iter().filter(|task| task.wants.is_some()).count();
+        self.counted.waiting = u64::try_from(wants).unwrap();
+        let stats = self.core.stats();
+        let answered = stats.granted + stats.busy + stats.failed + stats.given_up;
+        let guarded: BTreeSet<_> = self
+            .tasks
+            .iter()
+            .filter(is_there)
+            .filter_map(|task| task.guard)
+            .map(|(_, lock)| lock.key)
+            .collect();
+        if stats.sessions != self.sessions.len()
+            || stats.requests != answered + stats.waiting
+            || stats.granted != stats.wait_times.count()
+            || stats.held != guarded.len()
+        {
+            return Err(format!("the counts do not add up: {stats:?}"));
+        }
+        let counted = Counted::from(stats);
+        if counted != self.counted {
+            return Err(format!("{:?} happened, and the core says {counted:?}", self.counted));
+        }
+        Ok(())
+    }
+
     fn check_end(&self) -> Result<(), String> {
         for (number, task) in self.tasks.iter().enumerate() {
             if task.turns_left > 0 || task.wants.is_some() || task.guard.is_some() {
@@ -747,6 +841,10 @@ impl World {
         }
         if self.server.holders.values().any(|holders| !holders.is_empty()) {
             return Err(format!("something is still held: {:?}", self.server));
+        }
+        let stats = self.core.stats();
+        if self.defect.is_none() && (stats.held, stats.guards, stats.waiting) != (0, 0, 0) {
+            return Err(format!("something still counts: {stats:?}"));
         }
         if !self.core.is_at_rest() {
             return Err("something is left in the core".into());

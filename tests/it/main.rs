@@ -35,5 +35,6 @@ mod races;
 mod scripted;
 mod slices;
 mod stage;
+mod stats;
 #[cfg(feature = "tls")]
 mod tls;

@@ -35,7 +35,7 @@ impl<R> Core<R> {
         self.last_request += 1;
         let id = self.last_request;
         if self.closing.is_some() {
-            self.reply(caller, Reply::Failed(closed()));
+            self.reply(caller, Reply::NotDone(closed()));
             return id;
         }
         self.inspections.waiting.push_back(Inspection { id, key, asked_again: false, caller });
@@ -57,7 +57,7 @@ impl<R> Core<R> {
         now: Instant,
     ) {
         let Some((_, inspection)) = self.inspections.asked.remove(&id) else { return };
-        self.reply(inspection.caller, holders.map_or_else(Reply::Failed, Reply::Inspected));
+        self.reply(inspection.caller, holders.map_or_else(Reply::NotDone, Reply::Inspected));
         self.vacate(session, now);
         self.fill(session, now);
     }
@@ -83,7 +83,7 @@ impl<R> Core<R> {
     /// Nobody can be asked.
     pub(super) fn fail_inspections(&mut self, why: &Error) {
         for inspection in mem::take(&mut self.inspections.waiting) {
-            self.reply(inspection.caller, Reply::Failed(why.clone()));
+            self.reply(inspection.caller, Reply::NotDone(why.clone()));
         }
     }
 
@@ -93,7 +93,7 @@ impl<R> Core<R> {
             if asked != session {
                 self.inspections.asked.insert(id, (asked, inspection));
             } else if mem::replace(&mut inspection.asked_again, true) {
-                self.reply(inspection.caller, Reply::Failed(error.clone()));
+                self.reply(inspection.caller, Reply::NotDone(error.clone()));
             } else {
                 self.inspections.waiting.push_back(inspection);
             }
