@@ -56,6 +56,12 @@
 //!   Unicode. Without it, such a password is refused.
 //! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
 //!   demands TLS is refused.
+//! - `tracing` (off by default): events of the crate `tracing`, with `pglock` as their target. WARN: `session
+//!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again), and
+//!   logins by MD5. DEBUG: `session connected`, and `lock granted` by a manager, with the time that was
+//!   waited and whether it was handed over within the process. Fields are those of OpenTelemetry's semantic
+//!   conventions (`db.system.name`, `server.address`, `server.port`, `error.type`,
+//!   `db.response.status_code`, ...) and `pglock.*`, times in seconds. They hold no text of an error.
 //!
 //! # Limits
 //!
@@ -83,6 +89,7 @@ mod net;
 pub mod protocol;
 mod secret;
 mod session;
+mod trace;
 
 pub use config::{Config, Pooler, SslMode};
 pub use election::{Election, Leadership, Observer};

@@ -304,6 +304,11 @@ impl<R> Core<R> {
         [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
     }
 
+    /// For how long no session is opened, after one that could not be.
+    pub(super) fn pause_before_opening(&self, now: Instant) -> Option<Duration> {
+        self.open_again.due.map(|due| due.saturating_duration_since(now))
+    }
+
     /// Somebody wants a lock, and is replied to.
     pub(super) fn request(
         &mut self,

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::session::{Call, LockId, Session};
+use crate::trace;
 
 /// How many calls are under way at a time, so that the answers to them find room wherever they wait.
 const CALLS_MAX: usize = 256;
@@ -62,7 +63,9 @@ pub(super) struct Driver {
 impl Driver {
     /// Opens a session, and drives it to its end.
     pub(super) async fn drive(mut self, config: Config) {
-        let why = match self.open(&config).await {
+        let opened = self.open(&config).await;
+        let is_opened = opened.is_ok();
+        let why = match opened {
             Ok(session) => self.work(session).await,
             Err(End::Lost(error)) => Some(error),
             Err(End::Ordered) => None,
@@ -71,7 +74,10 @@ impl Driver {
             self.fate.end(error.clone());
         }
         if let Some(shared) = self.shared.upgrade() {
-            shared.ended(self.id, why);
+            let pause = shared.ended(self.id, why.clone());
+            if let (false, Some(error)) = (is_opened, &why) {
+                trace::not_connected(error, pause);
+            }
         }
     }
 

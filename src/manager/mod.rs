@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout_at;
 
-use self::core::{Command, Core, Limits, Patience, Reply, RequestId, SessionId};
+use self::core::{Command, Core, Grant, Limits, Patience, Reply, RequestId, SessionId};
 use self::driver::{Driver, Message};
 use self::fate::Fate;
 use crate::config::Config;
@@ -39,6 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
+use crate::trace;
 pub use guard::Guard;
 pub use stats::{Stats, WaitTimes};
 
@@ -348,7 +349,10 @@ impl LockManager {
         };
         request.id = None;
         match told {
-            Ok(Told::Granted(guard)) => Ok(Some(guard)),
+            Ok(Told::Granted(guard, grant)) => {
+                trace::granted(grant.lock, grant.waited, grant.handed_over);
+                Ok(Some(guard))
+            }
             Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
             Ok(Told::Failed(error)) => Err(error.context(format!("{mode} lock on key {key}"))),
             Err(_) => Err(no_answer()),
@@ -364,7 +368,7 @@ impl fmt::Debug for LockManager {
 
 /// What a caller is told.
 enum Told {
-    Granted(Guard),
+    Granted(Guard, Grant),
     Busy,
     Done,
     Inspected(Holders),
@@ -493,7 +497,8 @@ impl Shared {
             Reply::Granted(grant) => match state.sessions.get(&grant.session) {
                 Some(link) => {
                     let fate = Arc::clone(&link.fate);
-                    Told::Granted(Guard::new(Arc::clone(self), grant.session, grant.lock, fate))
+                    let guard = Guard::new(Arc::clone(self), grant.session, grant.lock, fate);
+                    Told::Granted(guard, grant)
                 }
                 None => Told::Failed(no_answer()),
             },
@@ -520,10 +525,13 @@ impl Shared {
         })
     }
 
-    /// A session is over.
-    fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) {
+    /// A session is over. Says for how long none is opened, if so.
+    fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
         self.state().sessions.remove(&id);
-        self.with(|core, now| core.ended(id, why, now));
+        self.with(|core, now| {
+            core.ended(id, why, now);
+            core.pause_before_opening(now)
+        })
     }
 
     /// Tells a session something that the core need not know.

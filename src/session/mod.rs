@@ -50,6 +50,7 @@ use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
+use crate::trace;
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -742,6 +743,11 @@ impl Session {
 
     /// Notes that the session is gone.
     fn gone(&mut self, error: Error) -> Error {
+        let server = match &self.place {
+            Place::Here(wire) => Some(wire.peer_name()),
+            Place::Away(_) | Place::Gone(_) => None,
+        };
+        trace::lost(server, &error);
         self.books.clear();
         self.place = Place::Gone(error.clone());
         error

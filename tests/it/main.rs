@@ -38,3 +38,5 @@ mod stage;
 mod stats;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tracing")]
+mod trace;
