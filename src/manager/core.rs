@@ -530,6 +530,14 @@ impl<R> Core<R> {
         }
         self.closing = Some(closing);
     }
+
+    /// Ends everything, without a chance to see what comes of it: whoever closes it later is told why.
+    pub(super) fn abandon(&mut self, why: Error) {
+        self.close(None);
+        if let Some(closing) = &mut self.closing {
+            closing.error.get_or_insert(why);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -79,6 +79,8 @@ impl Driver {
                 trace::not_connected(error, pause);
             }
         }
+        // Everybody knows.
+        self.shared = Weak::new();
     }
 
     async fn open(&mut self, config: &Config) -> Result<Session, End> {
@@ -112,9 +114,13 @@ impl Driver {
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
-            Some(Message::Fence(lock, done)) => {
-                let fence = still_there(session.token_for_held(lock).await)?;
-                let _ = done.send(fence);
+            Some(Message::Fence(lock, mut done)) => {
+                // A token may take as long as a standby that is not there.
+                let is_in_vain = |cx: &mut Context<'_>| done.poll_closed(cx).is_ready();
+                let token = self.unless_ended(session.token_for_held(lock), is_in_vain).await;
+                if let Some(fence) = token.map(still_there).transpose()? {
+                    let _ = done.send(fence);
+                }
             }
             Some(Message::Order(Order::Try(lock))) => {
                 self.make(Call::TryLock(lock), session).await?;
@@ -124,14 +130,16 @@ impl Driver {
             }
             Some(Message::Order(Order::Wait(lock))) => self.wait(lock, session).await?,
             Some(Message::Order(Order::Probe(lock))) => {
-                let holders = still_there(session.holders(lock.key).await)?;
+                let asked = self.unless_ended(session.holders(lock.key), |_| false).await;
+                let Some(holders) = asked.map(still_there).transpose()? else { return Ok(()) };
                 // Who cannot know lets others have their turn.
                 let awaited = holders.map_or(true, |holders| holders.waiting() > 0);
                 self.answer([(lock, Answer::Probed { awaited })], session);
             }
             Some(Message::Order(Order::Inspect(id, key))) => {
-                let holders = still_there(session.holders(key).await)?;
-                if let Some(shared) = self.shared.upgrade() {
+                let asked = self.unless_ended(session.holders(key), |_| false).await;
+                let holders = asked.map(still_there).transpose()?;
+                if let (Some(holders), Some(shared)) = (holders, self.shared.upgrade()) {
                     shared.with(|core, now| core.inspected(self.id, id, holders, now));
                 }
             }
@@ -245,6 +253,21 @@ impl Driver {
         .await
     }
 
+    /// What the future comes to, unless the session is to end, or it is in vain.
+    async fn unless_ended<T>(
+        &self,
+        future: impl Future<Output = T>,
+        mut is_in_vain: impl FnMut(&mut Context<'_>) -> bool,
+    ) -> Option<T> {
+        let (mut future, mut ended) = (pin!(future), pin!(self.fate.ended()));
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if is_in_vain(cx) => Poll::Ready(None),
+            Poll::Pending => ended.as_mut().poll(cx).map(|_| None),
+        })
+        .await
+    }
+
     fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
         // Before somebody gets a guard that relies on it.
         self.fate.renew(session.certain_until());
@@ -262,6 +285,9 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.fate.end(no_answer());
+        if let Some(shared) = self.shared.upgrade() {
+            shared.ended(self.id, Some(no_answer()));
+        }
     }
 }
 

@@ -300,7 +300,8 @@ impl LockManager {
     /// # Errors
     ///
     /// As [`Session::close`](crate::Session::close): above all [`ErrorKind::Timeout`] if the server does
-    /// not end a session within 10 s.
+    /// not end a session within 10 s. Or [`ErrorKind::Lost`] if the runtime of the sessions ended before:
+    /// their sockets are closed then, but nobody has seen that the server knows.
     ///
     /// # Cancel safety
     ///
@@ -556,6 +557,9 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        for link in self.state().sessions.values() {
+            link.fate.end(core::closed());
+        }
         self.rescheduled.notify_one();
     }
 }
@@ -592,7 +596,7 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.with(|core, _| core.close(None));
+            shared.with(|core, _| core.abandon(no_answer()));
         }
     }
 }

@@ -33,6 +33,7 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod shutdown;
 mod slices;
 mod stage;
 mod stats;
