@@ -100,7 +100,13 @@ impl Driver {
         }
         loop {
             match self.step(&mut session).await {
-                Ok(()) => self.fate.renew(session.certain_until()),
+                Ok(()) => {
+                    self.fate.renew(session.certain_until());
+                    if let Some(error) = self.said_to_be_lost() {
+                        trace::lost(None, &error);
+                        return Some(error);
+                    }
+                }
                 Err(End::Ordered) => return session.close().await.err(),
                 Err(End::Lost(error)) => return Some(error),
             }
@@ -268,9 +274,18 @@ impl Driver {
         .await
     }
 
+    /// Why those who have guards were told that the session is lost, if they were. It may have lived on: a
+    /// lease can run out while a request is under way, which the server takes for a sign of life.
+    fn said_to_be_lost(&self) -> Option<Error> {
+        self.fate.error().filter(Error::is_lost)
+    }
+
     fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
         // Before somebody gets a guard that relies on it.
         self.fate.renew(session.certain_until());
+        if self.said_to_be_lost().is_some() {
+            return;
+        }
         if let Some(shared) = self.shared.upgrade() {
             shared.with(|core, now| {
                 for (lock, answer) in answers {

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::fences::server_without_its_standby;
 use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{PATIENCE, Stage, next_to_end, poll_times, soon};
 
@@ -574,4 +575,30 @@ async fn through_a_pooler_a_session_that_is_free_asks_who_holds_a_key() {
     assert_eq!(soon(alice.inspect(stage.key())).await.unwrap().count(), 1);
     assert!(guard.is_held());
     soon(guard.unlock()).await.unwrap();
+}
+
+/// While a request is under way, the server does not count; but the holder does.
+#[tokio::test]
+async fn a_session_that_was_said_to_be_lost_is_not_used_again() {
+    let cluster = server_without_its_standby().await;
+    let stage = Stage::on(&cluster);
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(Duration::from_secs(1));
+    let alice = LockManager::new(config);
+    let guard = Arc::new(soon(alice.lock(stage.key())).await.unwrap());
+    let token = tokio::spawn({
+        let guard = Arc::clone(&guard);
+        async move { guard.fencing_token().await }
+    });
+    eventually("the lease is over", PATIENCE, || !guard.is_held()).await;
+    token.abort();
+    assert!(soon(guard.lost()).await.is_lost());
+    drop(guard);
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    assert!(guard.is_held());
+    soon(guard.unlock()).await.unwrap();
+    assert_eq!(alice.stats().lost_sessions, 1);
 }
