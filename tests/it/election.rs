@@ -9,7 +9,7 @@ use pglock::{Election, ErrorKind, Fence, Holder, Leadership, LockManager};
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Settings, Shutdown, role};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::stage::{PATIENCE, Stage, soon};
@@ -268,4 +268,41 @@ async fn through_a_pooler_there_are_leaders_without_tokens() {
     assert_eq!(name(soon(observer.next()).await.unwrap().as_ref()), Some("bob"));
     soon(leadership.resign()).await.unwrap();
     stage.until(&[]).await;
+}
+
+#[tokio::test]
+async fn a_leader_behind_a_pooler_whose_server_process_ended_makes_room() {
+    let mut stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 5);
+    let url = bouncer.url_for(&role::TRUST);
+    let leaders = Arc::new(AtomicUsize::new(0));
+    let (begun, mut terms) = unbounded_channel();
+    let mut running = JoinSet::new();
+    for name in ["alice", "bob"] {
+        let election = LockManager::new(stage.config_by(&url, name)).election(stage.key());
+        let (leaders, begun) = (Arc::clone(&leaders), begun.clone());
+        running.spawn(async move {
+            let lead = |_| {
+                let (leads, begun) = (Leads::begin(&leaders), begun.clone());
+                async move {
+                    let _leads = leads;
+                    begun.send(name).unwrap();
+                    pending::<()>().await;
+                }
+            };
+            election.run(lead).await
+        });
+    }
+    for _ in 0..4 {
+        let leader = soon(terms.recv()).await.unwrap();
+        let other = if leader == "alice" { "bob" } else { "alice" };
+        let mut locks = [format!("{leader} holds exclusive"), format!("{other} awaits exclusive")];
+        locks.sort();
+        stage.until(&[&locks[0], &locks[1]]).await;
+        let process = stage.holder();
+        assert!(stage.end_process(process));
+    }
+    soon(running.shutdown()).await;
+    stage.until(&[]).await;
+    assert_eq!(leaders.load(SeqCst), 0);
 }
