@@ -111,6 +111,13 @@ impl Holders {
     }
 }
 
+#[cfg(test)]
+impl Holders {
+    pub(crate) fn nobody() -> Self {
+        Self { listed: Vec::new(), count: 0, waiting: 0 }
+    }
+}
+
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.listed.is_empty() {

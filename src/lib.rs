@@ -28,6 +28,8 @@
 //! - [`Session`] is one connection that holds any number of keys.
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
+//! - [`Election`] has one candidate of many lead, on a manager.
+//! - [`Stats`] says what a manager has, and what it has done.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -54,6 +56,12 @@
 //!   Unicode. Without it, such a password is refused.
 //! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
 //!   demands TLS is refused.
+//! - `tracing` (off by default): events of the crate `tracing`, with `pglock` as their target. WARN: `session
+//!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again), and
+//!   logins by MD5. DEBUG: `session connected`, and `lock granted` by a manager, with the time that was
+//!   waited and whether it was handed over within the process. Fields are those of OpenTelemetry's semantic
+//!   conventions (`db.system.name`, `server.address`, `server.port`, `error.type`,
+//!   `db.response.status_code`, ...) and `pglock.*`, times in seconds. They hold no text of an error.
 //!
 //! # Limits
 //!
@@ -69,6 +77,7 @@ mod auth;
 mod config;
 #[cfg(feature = "tls")]
 mod der;
+mod election;
 mod error;
 mod fence;
 mod holders;
@@ -80,15 +89,17 @@ mod net;
 pub mod protocol;
 mod secret;
 mod session;
+mod trace;
 
 pub use config::{Config, Pooler, SslMode};
+pub use election::{Election, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
-pub use manager::{Guard, LockManager, LockManagerBuilder};
+pub use manager::{Guard, LockManager, LockManagerBuilder, Stats, WaitTimes};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;

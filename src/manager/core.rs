@@ -34,11 +34,16 @@
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
 //! simulated time as well.
 
+mod inspection;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use self::inspection::Inspections;
+use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 
@@ -89,7 +94,7 @@ pub(super) enum Command<R> {
 /// What a session is to do. It does one thing after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// [`Core::answered`] follows, as it does for all but the last.
+    /// [`Core::answered`] follows, as it does for all but the last two.
     Try(LockId),
     Wait(LockId),
     /// End the wait. Its answer is what follows.
@@ -97,6 +102,8 @@ pub(super) enum Order {
     /// See whether another session waits for a lock that is held.
     Probe(LockId),
     Unlock(LockId),
+    /// [`Core::inspected`] follows.
+    Inspect(RequestId, Key),
     /// [`Core::ended`] follows.
     Close,
 }
@@ -119,11 +126,25 @@ pub(super) enum Answer {
 /// What a caller is told.
 #[derive(Debug)]
 pub(super) enum Reply {
-    Granted(SessionId, LockId),
+    Granted(Grant),
     Busy,
+    /// The lock could not be had.
+    Failed(Error),
     /// What was to be released is, or all sessions are closed.
     Done,
-    Failed(Error),
+    Inspected(Holders),
+    /// What else was wanted came to nothing.
+    NotDone(Error),
+}
+
+/// Who has got a lock, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub(super) session: SessionId,
+    pub(super) lock: LockId,
+    pub(super) waited: Duration,
+    /// Whether it comes from another guard, without the server being asked.
+    pub(super) handed_over: bool,
 }
 
 /// See the module's documentation.
@@ -139,6 +160,7 @@ pub(super) struct Core<R> {
     unasked: VecDeque<Key>,
     /// Keys that need a session to wait on. Some may have got one since.
     pausing: VecDeque<Key>,
+    inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
     /// Why the last session that was to be opened was not.
@@ -147,6 +169,7 @@ pub(super) struct Core<R> {
     last_request: RequestId,
     commands: Vec<Command<R>>,
     closing: Option<Closing<R>>,
+    stats: Stats,
 }
 
 /// Everything is being ended.
@@ -171,6 +194,7 @@ struct Request<R> {
     patience: Patience,
     /// Whether a session was lost over it.
     tried_again: bool,
+    since: Instant,
     caller: R,
 }
 
@@ -248,6 +272,7 @@ impl<R> Core<R> {
             one_key_each: false,
             unasked: VecDeque::new(),
             pausing: VecDeque::new(),
+            inspections: Inspections::default(),
             try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
             open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
             unreachable: None,
@@ -255,12 +280,21 @@ impl<R> Core<R> {
             last_request: 0,
             commands: Vec::new(),
             closing: None,
+            stats: Stats::default(),
         }
     }
 
     /// What there is to do since this was asked last.
     pub(super) fn commands(&mut self) -> Vec<Command<R>> {
+        for command in &self.commands {
+            self.stats.note(command);
+        }
         mem::take(&mut self.commands)
+    }
+
+    /// What was counted until [`commands`](Self::commands) was asked last.
+    pub(super) fn stats(&self) -> Stats {
+        Stats { sessions: self.sessions.len(), ..self.stats.clone() }
     }
 
     /// When to call [`tick`](Self::tick) at the latest.
@@ -268,6 +302,11 @@ impl<R> Core<R> {
         let idle = self.sessions.values().filter(|seat| seat.is_idle());
         let idle = idle.map(|seat| seat.idle_since + IDLE_MAX).min();
         [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
+    }
+
+    /// For how long no session is opened, after one that could not be.
+    pub(super) fn pause_before_opening(&self, now: Instant) -> Option<Duration> {
+        self.open_again.due.map(|due| due.saturating_duration_since(now))
     }
 
     /// Somebody wants a lock, and is replied to.
@@ -280,6 +319,7 @@ impl<R> Core<R> {
     ) -> RequestId {
         self.last_request += 1;
         let id = self.last_request;
+        self.stats.requested();
         if self.closing.is_some() {
             self.reply(caller, Reply::Failed(closed()));
             return id;
@@ -290,6 +330,7 @@ impl<R> Core<R> {
             mode: lock.mode,
             patience,
             tried_again: false,
+            since: now,
             caller,
         });
         match entry.state {
@@ -308,6 +349,7 @@ impl<R> Core<R> {
         let entry = self.keys.get_mut(&key)?;
         let at = entry.queue.binary_search_by_key(&request, |request| request.id).ok()?;
         entry.queue.remove(at);
+        self.stats.gave_up();
         let why = match entry.state {
             State::Unasked => self.unreachable.clone(),
             _ => None,
@@ -331,6 +373,7 @@ impl<R> Core<R> {
         };
         if let Some(held) = held {
             held.guards -= 1;
+            self.stats.guards -= 1;
             self.advance(key, now);
         }
         let Some(caller) = caller else { return };
@@ -352,9 +395,13 @@ impl<R> Core<R> {
         seat.idle_since = now;
         self.open_again.reset();
         self.unreachable = None;
+        self.stats.connects += 1;
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
+        } else if key.is_none() {
+            // It may have been meant for a key that nobody wants any more.
+            self.shared.get_or_insert(session);
         }
         if let Some(key) = key {
             if let Some(Entry { state: State::Waiting(waiting, mode), .. }) = self.keys.get(&key) {
@@ -386,6 +433,7 @@ impl<R> Core<R> {
                 Answer::Acquired,
             ) => {
                 entry.state = State::Held(Held::new(session, mode, now));
+                self.stats.held += 1;
                 self.try_again.hurry(now);
                 self.advance(key, now);
             }
@@ -410,6 +458,11 @@ impl<R> Core<R> {
     /// A session is over, or could not be opened; if it was not closed as ordered, for this reason.
     pub(super) fn ended(&mut self, session: SessionId, why: Option<Error>, now: Instant) {
         let Some(seat) = self.sessions.remove(&session) else { return };
+        match (seat.stage, &why) {
+            (Stage::Opening(_), Some(_)) => self.stats.connect_failures += 1,
+            (Stage::Open, Some(_)) => self.stats.lost_sessions += 1,
+            _ => {}
+        }
         if self.shared == Some(session) {
             self.shared = None;
         }
@@ -459,6 +512,10 @@ impl<R> Core<R> {
                 closing.callers.extend(callers);
             }
         }
+        for caller in self.inspections.drain() {
+            self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
+        }
+        (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
                 self.commands.push(Command::Order(*session, Order::Close));
@@ -468,10 +525,18 @@ impl<R> Core<R> {
             for caller in closing.callers.drain(..) {
                 let error = closing.error.clone();
                 self.commands
-                    .push(Command::Reply(caller, error.map_or(Reply::Done, Reply::Failed)));
+                    .push(Command::Reply(caller, error.map_or(Reply::Done, Reply::NotDone)));
             }
         }
         self.closing = Some(closing);
+    }
+
+    /// Ends everything, without a chance to see what comes of it: whoever closes it later is told why.
+    pub(super) fn abandon(&mut self, why: Error) {
+        self.close(None);
+        if let Some(closing) = &mut self.closing {
+            closing.error.get_or_insert(why);
+        }
     }
 }
 
@@ -479,7 +544,9 @@ impl<R> Core<R> {
 impl<R> Core<R> {
     /// Whether nothing is held, awaited or being done.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.keys.is_empty() && self.sessions.values().all(|seat| seat.keys == 0)
+        self.keys.is_empty()
+            && self.inspections.is_empty()
+            && self.sessions.values().all(|seat| seat.keys == 0)
     }
 }
 
@@ -506,6 +573,7 @@ impl<R> Core<R> {
                 entry.grant(key, &self.limits, now, &mut self.commands);
                 if matches!(&entry.state, State::Held(held) if held.guards == 0) {
                     entry.state = State::Releasing(session, Vec::new());
+                    self.stats.held -= 1;
                     self.order(session, Order::Unlock(lock));
                 }
             }
@@ -641,7 +709,8 @@ impl<R> Core<R> {
     fn open_for_trying(&mut self, now: Instant) {
         let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
         let opening = self.sessions.values().filter(is_for_trying).count();
-        let needed = if self.one_key_each { self.unasked.len() } else { 1 };
+        let inspections = self.inspections.sessions_needed();
+        let needed = if self.one_key_each { self.unasked.len() + inspections } else { 1 };
         for _ in opening..needed {
             if !self.may_open(now) {
                 return;
@@ -704,13 +773,14 @@ impl<R> Core<R> {
     /// Tries the keys that need a session for it, as far as there are any.
     fn serve(&mut self, now: Instant) {
         while self.session_for_trying().is_some() {
-            let Some(key) = self.next_unasked() else { return };
+            let Some(key) = self.next_unasked() else { break };
             self.advance(key, now);
         }
         if let Some(key) = self.next_unasked() {
             self.unasked.push_front(key);
             self.open_for_trying(now);
         }
+        self.ask_what_is_to_be_inspected(now);
     }
 
     /// The next key that needs a session to be tried on.
@@ -733,6 +803,7 @@ impl<R> Core<R> {
             self.pause(now);
             return self.advance(key, now);
         }
+        self.fail_inspections(&error);
         for key in mem::take(&mut self.unasked) {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
             if !matches!(entry.state, State::Unasked) {
@@ -758,6 +829,7 @@ impl<R> Core<R> {
 
     /// A session is over, and with it all that it held.
     fn lost(&mut self, session: SessionId, error: &Error, now: Instant) {
+        self.lose_inspections(session, error);
         let of_session = |entry: &Entry<R>| entry.state.session() == Some(session);
         let keys = self.keys.iter().filter(|(_, entry)| of_session(entry)).map(|(key, _)| *key);
         for key in keys.collect::<BTreeSet<_>>() {
@@ -765,9 +837,10 @@ impl<R> Core<R> {
             match mem::replace(&mut entry.state, State::Unasked) {
                 State::Releasing(_, callers) => {
                     for caller in callers {
-                        self.commands.push(Command::Reply(caller, Reply::Failed(error.clone())));
+                        self.commands.push(Command::Reply(caller, Reply::NotDone(error.clone())));
                     }
                 }
+                State::Held(held) => self.stats.lost(held.guards),
                 State::Trying(..) => entry.try_once_more(error, &mut self.commands),
                 _ => {}
             }
@@ -796,11 +869,14 @@ impl<R> Entry<R> {
         let State::Held(held) = &mut self.state else { return };
         while self.queue.front().is_some_and(|next| held.takes(next.mode, limits, now)) {
             let Some(next) = self.queue.pop_front() else { return };
-            held.hand_overs += u32::from(held.guards == 0 && !held.fresh);
+            let handed_over = held.guards == 0 && !held.fresh;
+            held.hand_overs += u32::from(handed_over);
             held.guards += 1;
             held.guarded = next.mode;
             let lock = LockId { key, mode: next.mode };
-            commands.push(Command::Reply(next.caller, Reply::Granted(held.session, lock)));
+            let waited = now.saturating_duration_since(next.since);
+            let grant = Grant { session: held.session, lock, waited, handed_over };
+            commands.push(Command::Reply(next.caller, Reply::Granted(grant)));
         }
         if held.guards == 0 {
             return;
@@ -962,6 +1038,44 @@ impl Backoff {
     /// Whether the pause is over, which ends it.
     fn is_due(&mut self, now: Instant) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
+    }
+}
+
+impl Stats {
+    fn requested(&mut self) {
+        self.requests += 1;
+        self.waiting += 1;
+    }
+
+    fn gave_up(&mut self) {
+        self.given_up += 1;
+        self.waiting -= 1;
+    }
+
+    /// A key is not held any more, on which there are so many guards.
+    fn lost(&mut self, guards: u32) {
+        self.held -= 1;
+        self.guards -= usize::try_from(guards).unwrap_or_default();
+    }
+
+    fn note<R>(&mut self, command: &Command<R>) {
+        match command {
+            Command::Reply(_, Reply::Granted(grant)) => {
+                self.granted += 1;
+                self.guards += 1;
+                self.handed_over += u64::from(grant.handed_over);
+                self.wait_times.add(grant.waited);
+            }
+            Command::Reply(_, Reply::Busy) => self.busy += 1,
+            Command::Reply(_, Reply::Failed(_)) => self.failed += 1,
+            Command::Order(_, Order::Withdraw) => self.cancels += 1,
+            Command::Reply(_, Reply::Done | Reply::Inspected(_) | Reply::NotDone(_))
+            | Command::Open(_)
+            | Command::Order(..) => return,
+        }
+        if !matches!(command, Command::Order(..)) {
+            self.waiting -= 1;
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::session::{Call, LockId, Session};
+use crate::trace;
 
 /// How many calls are under way at a time, so that the answers to them find room wherever they wait.
 const CALLS_MAX: usize = 256;
@@ -62,7 +63,9 @@ pub(super) struct Driver {
 impl Driver {
     /// Opens a session, and drives it to its end.
     pub(super) async fn drive(mut self, config: Config) {
-        let why = match self.open(&config).await {
+        let opened = self.open(&config).await;
+        let is_opened = opened.is_ok();
+        let why = match opened {
             Ok(session) => self.work(session).await,
             Err(End::Lost(error)) => Some(error),
             Err(End::Ordered) => None,
@@ -71,8 +74,13 @@ impl Driver {
             self.fate.end(error.clone());
         }
         if let Some(shared) = self.shared.upgrade() {
-            shared.ended(self.id, why);
+            let pause = shared.ended(self.id, why.clone());
+            if let (false, Some(error)) = (is_opened, &why) {
+                trace::not_connected(error, pause);
+            }
         }
+        // Everybody knows.
+        self.shared = Weak::new();
     }
 
     async fn open(&mut self, config: &Config) -> Result<Session, End> {
@@ -92,7 +100,13 @@ impl Driver {
         }
         loop {
             match self.step(&mut session).await {
-                Ok(()) => self.fate.renew(session.certain_until()),
+                Ok(()) => {
+                    self.fate.renew(session.certain_until());
+                    if let Some(error) = self.said_to_be_lost() {
+                        trace::lost(None, &error);
+                        return Some(error);
+                    }
+                }
                 Err(End::Ordered) => return session.close().await.err(),
                 Err(End::Lost(error)) => return Some(error),
             }
@@ -106,9 +120,13 @@ impl Driver {
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
-            Some(Message::Fence(lock, done)) => {
-                let fence = still_there(session.token_for_held(lock).await)?;
-                let _ = done.send(fence);
+            Some(Message::Fence(lock, mut done)) => {
+                // A token may take as long as a standby that is not there.
+                let is_in_vain = |cx: &mut Context<'_>| done.poll_closed(cx).is_ready();
+                let token = self.unless_ended(session.token_for_held(lock), is_in_vain).await;
+                if let Some(fence) = token.map(still_there).transpose()? {
+                    let _ = done.send(fence);
+                }
             }
             Some(Message::Order(Order::Try(lock))) => {
                 self.make(Call::TryLock(lock), session).await?;
@@ -118,10 +136,18 @@ impl Driver {
             }
             Some(Message::Order(Order::Wait(lock))) => self.wait(lock, session).await?,
             Some(Message::Order(Order::Probe(lock))) => {
-                let holders = still_there(session.holders(lock.key).await)?;
+                let asked = self.unless_ended(session.holders(lock.key), |_| false).await;
+                let Some(holders) = asked.map(still_there).transpose()? else { return Ok(()) };
                 // Who cannot know lets others have their turn.
                 let awaited = holders.map_or(true, |holders| holders.waiting() > 0);
                 self.answer([(lock, Answer::Probed { awaited })], session);
+            }
+            Some(Message::Order(Order::Inspect(id, key))) => {
+                let asked = self.unless_ended(session.holders(key), |_| false).await;
+                let holders = asked.map(still_there).transpose()?;
+                if let (Some(holders), Some(shared)) = (holders, self.shared.upgrade()) {
+                    shared.with(|core, now| core.inspected(self.id, id, holders, now));
+                }
             }
             // A wait was over before this came.
             Some(Message::Order(Order::Withdraw)) => {}
@@ -235,9 +261,33 @@ impl Driver {
         .await
     }
 
+    /// What the future comes to, unless the session is to end, or it is in vain.
+    async fn unless_ended<T>(
+        &self,
+        future: impl Future<Output = T>,
+        mut is_in_vain: impl FnMut(&mut Context<'_>) -> bool,
+    ) -> Option<T> {
+        let (mut future, mut ended) = (pin!(future), pin!(self.fate.ended()));
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if is_in_vain(cx) => Poll::Ready(None),
+            Poll::Pending => ended.as_mut().poll(cx).map(|_| None),
+        })
+        .await
+    }
+
+    /// Why those who have guards were told that the session is lost, if they were. It may have lived on: a
+    /// lease can run out while a request is under way, which the server takes for a sign of life.
+    fn said_to_be_lost(&self) -> Option<Error> {
+        self.fate.error().filter(Error::is_lost)
+    }
+
     fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
         // Before somebody gets a guard that relies on it.
         self.fate.renew(session.certain_until());
+        if self.said_to_be_lost().is_some() {
+            return;
+        }
         if let Some(shared) = self.shared.upgrade() {
             shared.with(|core, now| {
                 for (lock, answer) in answers {
@@ -252,6 +302,9 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.fate.end(no_answer());
+        if let Some(shared) = self.shared.upgrade() {
+            shared.ended(self.id, Some(no_answer()));
+        }
     }
 }
 

@@ -147,7 +147,8 @@ impl Guard {
     ///
     /// The token costs a write to the server's log, and waits until that is on disk, and on the standbys
     /// that the server is set to wait for: for 30 s at most. Meanwhile the session that holds the lock
-    /// does nothing else: other keys that are tried or released on it wait as well.
+    /// does nothing else: other keys that are tried or released on it wait as well, and a
+    /// [lease](crate::Config::lease) that is over before the token is there ends the session.
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ impl Guard {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future changes nothing. The token is taken and forgotten.
+    /// Dropping this future changes nothing: the token is withdrawn, or taken and forgotten.
     pub async fn fencing_token(&self) -> Result<Fence> {
         let (done, fence) = oneshot::channel();
         self.shared.tell(self.session, Message::Fence(self.lock, done));

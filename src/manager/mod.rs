@@ -20,6 +20,7 @@ mod fate;
 mod guard;
 #[cfg(test)]
 mod simulation;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,14 +31,17 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout_at;
 
-use self::core::{Command, Core, Limits, Patience, Reply, RequestId, SessionId};
+use self::core::{Command, Core, Grant, Limits, Patience, Reply, RequestId, SessionId};
 use self::driver::{Driver, Message};
 use self::fate::Fate;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
+use crate::trace;
 pub use guard::Guard;
+pub use stats::{Stats, WaitTimes};
 
 /// How many sessions a manager has at most, if nothing else is said.
 const SESSIONS_MAX: usize = 8;
@@ -238,6 +242,55 @@ impl LockManager {
         self.wait_for(key.into(), Mode::Shared, timeout).await
     }
 
+    /// Asks the server who holds the key, and how many wait for it: also those of this process, which count
+    /// once however many tasks wait.
+    ///
+    /// Nothing is locked or released. It is asked on the session that tries keys and holds most of them,
+    /// which is connected if it is not, and does nothing else meanwhile; it takes a round trip, in which the
+    /// server goes through its lists of all locks and sessions. Ask when something is amiss, or once in a
+    /// while.
+    ///
+    /// Through a transaction pooler, it takes a session that neither holds nor waits for anything, and a
+    /// server connection of the pool for a moment: see [`Session::holders`](crate::Session::holders).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](LockManager::try_lock). Through a transaction pooler, [`ErrorKind::Timeout`] if all
+    /// sessions that the manager may have hold or wait for a key.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn example(manager: pglock::LockManager) -> pglock::Result<()> {
+    /// if manager.lock_timeout("nightly", Duration::from_secs(10)).await?.is_none() {
+    ///     eprintln!("not in time: {}", manager.inspect("nightly").await?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn inspect(&self, key: impl Into<Key>) -> Result<Holders> {
+        let key = key.into();
+        let (caller, told) = oneshot::channel();
+        let id = self.shared.with(|core, now| core.inspect(key, caller, now));
+        let _inspection = Inspection { shared: &self.shared, id };
+        match told.await {
+            Ok(Told::Inspected(holders)) => Ok(holders),
+            Ok(Told::Failed(error)) => Err(error.context(format!("holders of key {key}"))),
+            _ => Err(no_answer()),
+        }
+    }
+
+    /// What the manager has, and what it has done. The server is not asked.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.state().core.stats()
+    }
+
     /// Ends all sessions. Whoever waits gets [`ErrorKind::Closed`], and so does whoever asks later; guards
     /// that are left are told that they are [lost](Guard::lost). When this returns, the server has
     /// released everything.
@@ -247,7 +300,8 @@ impl LockManager {
     /// # Errors
     ///
     /// As [`Session::close`](crate::Session::close): above all [`ErrorKind::Timeout`] if the server does
-    /// not end a session within 10 s.
+    /// not end a session within 10 s. Or [`ErrorKind::Lost`] if the runtime of the sessions ended before:
+    /// their sockets are closed then, but nobody has seen that the server knows.
     ///
     /// # Cancel safety
     ///
@@ -296,8 +350,11 @@ impl LockManager {
         };
         request.id = None;
         match told {
-            Ok(Told::Granted(guard)) => Ok(Some(guard)),
-            Ok(Told::Busy | Told::Done) => Ok(None),
+            Ok(Told::Granted(guard, grant)) => {
+                trace::granted(grant.lock, grant.waited, grant.handed_over);
+                Ok(Some(guard))
+            }
+            Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
             Ok(Told::Failed(error)) => Err(error.context(format!("{mode} lock on key {key}"))),
             Err(_) => Err(no_answer()),
         }
@@ -312,10 +369,23 @@ impl fmt::Debug for LockManager {
 
 /// What a caller is told.
 enum Told {
-    Granted(Guard),
+    Granted(Guard, Grant),
     Busy,
     Done,
+    Inspected(Holders),
     Failed(Error),
+}
+
+/// A question that has not been answered. It is taken back when this is dropped.
+struct Inspection<'a> {
+    shared: &'a Arc<Shared>,
+    id: RequestId,
+}
+
+impl Drop for Inspection<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|core, _| core.forget_inspection(self.id));
+    }
 }
 
 /// A request that has not been answered. It is given up when this is dropped.
@@ -425,16 +495,18 @@ impl Shared {
 
     fn told(self: &Arc<Self>, reply: Reply, state: &State) -> Told {
         match reply {
-            Reply::Granted(session, lock) => match state.sessions.get(&session) {
+            Reply::Granted(grant) => match state.sessions.get(&grant.session) {
                 Some(link) => {
                     let fate = Arc::clone(&link.fate);
-                    Told::Granted(Guard::new(Arc::clone(self), session, lock, fate))
+                    let guard = Guard::new(Arc::clone(self), grant.session, grant.lock, fate);
+                    Told::Granted(guard, grant)
                 }
                 None => Told::Failed(no_answer()),
             },
             Reply::Busy => Told::Busy,
             Reply::Done => Told::Done,
-            Reply::Failed(error) => Told::Failed(error),
+            Reply::Inspected(holders) => Told::Inspected(holders),
+            Reply::Failed(error) | Reply::NotDone(error) => Told::Failed(error),
         }
     }
 
@@ -454,10 +526,13 @@ impl Shared {
         })
     }
 
-    /// A session is over.
-    fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) {
+    /// A session is over. Says for how long none is opened, if so.
+    fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
         self.state().sessions.remove(&id);
-        self.with(|core, now| core.ended(id, why, now));
+        self.with(|core, now| {
+            core.ended(id, why, now);
+            core.pause_before_opening(now)
+        })
     }
 
     /// Tells a session something that the core need not know.
@@ -482,6 +557,9 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        for link in self.state().sessions.values() {
+            link.fate.end(core::closed());
+        }
         self.rescheduled.notify_one();
     }
 }
@@ -518,7 +596,7 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.with(|core, _| core.close(None));
+            shared.with(|core, _| core.abandon(no_answer()));
         }
     }
 }

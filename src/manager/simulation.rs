@@ -8,12 +8,16 @@
 //! PGLOCK_SEEDS=1000000 cargo test --release --lib manager::simulation
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use super::core::{Answer, Command, Core, Limits, Order, Patience, Reply, RequestId, SessionId};
+use super::core::{
+    Answer, Command, Core, Grant, Limits, Order, Patience, Reply, RequestId, SessionId,
+};
+use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
+use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 
@@ -23,6 +27,7 @@ const SEEDS_FOR_DEFECT: u64 = 1_000;
 const TASKS: u64 = 12;
 const TURNS: u32 = 4;
 const STRANGERS: u64 = 3;
+const INSPECTORS: u64 = 4;
 const MS: Duration = Duration::from_millis(1);
 /// By when everything has to be over.
 const LATEST: Duration = Duration::from_secs(600);
@@ -108,6 +113,9 @@ impl Default for Seen {
             "readers together",
             "paused",
             "probed",
+            "inspected",
+            "not inspected",
+            "inspection forgotten",
         ];
         Self(all.into_iter().map(|what| (what, 0)).collect())
     }
@@ -221,6 +229,8 @@ enum Event {
     TimeOut(u64, RequestId),
     /// Somebody else's session goes on.
     Stranger(u64),
+    /// Somebody asks who holds a key, or does not want to know any more.
+    Inspector(u64),
     Opened(SessionId),
     /// An order has reached the server.
     Begin(SessionId, u64),
@@ -242,6 +252,7 @@ enum Outcome {
     Released,
     Failed,
     Probed(bool),
+    Inspected(RequestId),
 }
 
 /// A session as its task drives it.
@@ -264,6 +275,39 @@ struct Task {
     guard: Option<(SessionId, LockId)>,
 }
 
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    waiting: u64,
+    guards: usize,
+    requests: u64,
+    granted: u64,
+    busy: u64,
+    failed: u64,
+    given_up: u64,
+    cancels: u64,
+    connects: u64,
+    connect_failures: u64,
+    lost_sessions: u64,
+}
+
+impl From<Stats> for Counted {
+    fn from(stats: Stats) -> Self {
+        Self {
+            waiting: stats.waiting,
+            guards: stats.guards,
+            requests: stats.requests,
+            granted: stats.granted,
+            busy: stats.busy,
+            failed: stats.failed,
+            given_up: stats.given_up,
+            cancels: stats.cancels,
+            connects: stats.connects,
+            connect_failures: stats.connect_failures,
+            lost_sessions: stats.lost_sessions,
+        }
+    }
+}
+
 struct World {
     defect: Option<Defect>,
     core: Core<u64>,
@@ -274,14 +318,19 @@ struct World {
     scheduled: u64,
     server: Server,
     sessions: BTreeMap<SessionId, Session>,
+    told_to_close: BTreeSet<SessionId>,
     sessions_max: usize,
     one_key_each: bool,
     tasks: Vec<Task>,
     strangers: Vec<(u32, Option<Key>)>,
+    /// What each wants to know.
+    inspectors: Vec<Option<RequestId>>,
     /// The last request that was granted of each key.
     granted: BTreeMap<Key, RequestId>,
     keys: u64,
     seen: Seen,
+    /// What the core should have counted.
+    counted: Counted,
     happening: Option<Event>,
     script: Option<String>,
 }
@@ -306,13 +355,16 @@ impl World {
             scheduled: 0,
             server: Server::default(),
             sessions: BTreeMap::new(),
+            told_to_close: BTreeSet::new(),
             sessions_max,
             one_key_each,
             tasks: Vec::new(),
             strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
+            inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
             keys: 1 + random.up_to(4),
             seen: Seen::default(),
+            counted: Counted::default(),
             happening: None,
             script: None,
             random,
@@ -323,6 +375,9 @@ impl World {
         }
         for stranger in 0..STRANGERS {
             world.after(200, Event::Stranger(stranger));
+        }
+        for inspector in 0..INSPECTORS {
+            world.after(300, Event::Inspector(inspector));
         }
         world
     }
@@ -348,6 +403,7 @@ impl World {
                 self.granted_at_server(party, key);
             }
             self.check()?;
+            self.check_stats()?;
             if let Some(next) = self.core.next_tick().filter(|_| !self.has(Defect::Oversleeps)) {
                 self.at(next, Event::Tick);
             }
@@ -360,13 +416,16 @@ impl World {
             Event::Task(task) => self.go_on(task),
             Event::TimeOut(task, request) => self.time_out(task, request),
             Event::Stranger(stranger) => self.stranger_goes_on(stranger),
+            Event::Inspector(inspector) => self.inspector_goes_on(inspector),
             Event::Opened(session) => self.open(session),
             Event::Begin(session, number) => self.begin(session, number)?,
             Event::Answer(session, number, outcome) => self.answer(session, number, outcome),
             Event::Lose(session) => self.lose(session),
             Event::Lost(session) => {
                 self.seen.note("lost");
-                self.sessions.remove(&session);
+                let is_lost = self.sessions.remove(&session).is_some()
+                    && !self.told_to_close.contains(&session);
+                self.counted.lost_sessions += u64::from(is_lost);
                 if !self.has(Defect::HidesLoss) {
                     self.core.ended(session, Some(lost()), self.now);
                 }
@@ -395,6 +454,7 @@ impl World {
         task.turns_left -= 1;
         let lock = LockId { key, mode };
         let request = self.core.request(lock, patience, number, now);
+        self.counted.requests += 1;
         task.wants = Some((request, lock));
         if self.random.one_in(4) {
             self.after(100, Event::TimeOut(number, request));
@@ -406,6 +466,7 @@ impl World {
         if let Some((_, lock)) = task.wants.take_if(|(wanted, _)| *wanted == request) {
             self.seen.note("given up");
             self.core.give_up(lock.key, request, self.now);
+            self.counted.given_up += 1;
             self.after(50, Event::Task(number));
         }
     }
@@ -429,6 +490,21 @@ impl World {
         self.after(100, Event::Stranger(number));
     }
 
+    fn inspector_goes_on(&mut self, number: u64) {
+        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let wants = &mut self.inspectors[usize::try_from(number).unwrap()];
+        if let Some(id) = wants.take() {
+            self.seen.note("inspection forgotten");
+            self.core.forget_inspection(id);
+            return;
+        }
+        let id = self.core.inspect(key, TASKS + number, self.now);
+        *wants = Some(id);
+        if self.random.one_in(2) {
+            self.after(50, Event::Inspector(number));
+        }
+    }
+
     fn open(&mut self, id: SessionId) {
         let fails = self.random.one_in(8);
         let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -437,8 +513,10 @@ impl World {
             self.seen.note("not opened");
             self.sessions.remove(&id);
             self.core.ended(id, (!closes).then(unreachable), self.now);
+            self.counted.connect_failures += u64::from(!closes);
             return;
         }
+        self.counted.connects += 1;
         session.is_open = true;
         self.core.opened(id, self.one_key_each, self.now);
         if self.random.one_in(3) {
@@ -513,6 +591,7 @@ impl World {
                 let queue = self.server.queues.get(&lock.key);
                 Outcome::Probed(queue.is_some_and(|queue| !queue.is_empty()))
             }
+            Some(Order::Inspect(id, _)) => Outcome::Inspected(id),
             // The wait was over before it came.
             Some(Order::Withdraw) => {
                 session.doing = None;
@@ -565,6 +644,11 @@ impl World {
 
     fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) {
         let Some(session) = self.doing(id, number) else { return };
+        if let Outcome::Inspected(question) = outcome {
+            session.doing = None;
+            self.core.inspected(id, question, Ok(Holders::nobody()), self.now);
+            return self.go_on_with(id);
+        }
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
             session.doing.take()
         else {
@@ -575,6 +659,7 @@ impl World {
             Outcome::NotAcquired => Answer::NotAcquired,
             Outcome::Released => Answer::Released,
             Outcome::Probed(awaited) => Answer::Probed { awaited },
+            Outcome::Inspected(_) => return,
             Outcome::Failed => Answer::Failed(Error::new(ErrorKind::OutOfLockMemory, "full")),
         };
         self.core.answered(id, lock.key, answer, self.now);
@@ -606,6 +691,10 @@ impl World {
                         if let (Some(Event::Tick), Order::Try(_)) = (&self.happening, order) {
                             self.seen.note("paused");
                         }
+                        self.counted.cancels += u64::from(order == Order::Withdraw);
+                        if order == Order::Close {
+                            self.told_to_close.insert(id);
+                        }
                         if let Some(session) = self.sessions.get_mut(&id) {
                             session.orders.push_back(order);
                             self.go_on_with(id);
@@ -618,14 +707,29 @@ impl World {
     }
 
     fn reply(&mut self, number: u64, reply: &Reply) -> Result<(), String> {
+        if let Some(number) = number.checked_sub(TASKS) {
+            let answered = self.inspectors[usize::try_from(number).unwrap()].take().is_some();
+            match reply {
+                Reply::Inspected(_) if answered => self.seen.note("inspected"),
+                Reply::NotDone(_) if answered => self.seen.note("not inspected"),
+                Reply::Inspected(_) | Reply::NotDone(_) => {}
+                other => return Err(format!("who asks who holds a key is told {other:?}")),
+            }
+            return Ok(());
+        }
+        match reply {
+            Reply::Granted(_) => self.counted.granted += 1,
+            Reply::Busy => self.counted.busy += 1,
+            _ => self.counted.failed += 1,
+        }
         let task = &mut self.tasks[usize::try_from(number).unwrap()];
         let wanted = task.wants.take();
         match (reply, wanted) {
-            (Reply::Granted(session, lock), None) => {
+            (Reply::Granted(Grant { session, lock, .. }), None) => {
                 // As a guard does that nobody takes.
                 self.core.release(*session, lock.key, None, self.now);
             }
-            (Reply::Granted(session, lock), Some((request, wanted))) => {
+            (Reply::Granted(Grant { session, lock, .. }), Some((request, wanted))) => {
                 if wanted != *lock {
                     return Err(format!("task {number} got {lock:?} instead of {wanted:?}"));
                 }
@@ -650,7 +754,9 @@ impl World {
                 self.seen.note("failed");
                 self.after(50, Event::Task(number));
             }
-            (Reply::Done, _) => return Err("nobody asked for that".into()),
+            (Reply::Done | Reply::Inspected(_) | Reply::NotDone(_), _) => {
+                return Err("nobody asked for that".into());
+            }
         }
         Ok(())
     }
@@ -686,6 +792,41 @@ impl World {
         Ok(())
     }
 
+    /// Whether the core counts what happens.
+    fn check_stats(&mut self) -> Result<(), String> {
+        // What the core does not hear of it cannot count.
+        if self.defect.is_some() {
+            return Ok(());
+        }
+        let is_there = |task: &&Task| {
+            task.guard.is_some_and(|(session, _)| self.sessions.contains_key(&session))
+        };
+        self.counted.guards = self.tasks.iter().filter(is_there).count();
+        let wants = self.tasks.iter().filter(|task| task.wants.is_some()).count();
+        self.counted.waiting = u64::try_from(wants).unwrap();
+        let stats = self.core.stats();
+        let answered = stats.granted + stats.busy + stats.failed + stats.given_up;
+        let guarded: BTreeSet<_> = self
+            .tasks
+            .iter()
+            .filter(is_there)
+            .filter_map(|task| task.guard)
+            .map(|(_, lock)| lock.key)
+            .collect();
+        if stats.sessions != self.sessions.len()
+            || stats.requests != answered + stats.waiting
+            || stats.granted != stats.wait_times.count()
+            || stats.held != guarded.len()
+        {
+            return Err(format!("the counts do not add up: {stats:?}"));
+        }
+        let counted = Counted::from(stats);
+        if counted != self.counted {
+            return Err(format!("{:?} happened, and the core says {counted:?}", self.counted));
+        }
+        Ok(())
+    }
+
     fn check_end(&self) -> Result<(), String> {
         for (number, task) in self.tasks.iter().enumerate() {
             if task.turns_left > 0 || task.wants.is_some() || task.guard.is_some() {
@@ -695,8 +836,15 @@ impl World {
         if self.strangers.iter().any(|(turns, wants)| *turns > 0 || wants.is_some()) {
             return Err(format!("a stranger is not served: {:?}", self.strangers));
         }
+        if self.inspectors.iter().any(Option::is_some) {
+            return Err(format!("an inspector is not answered: {:?}", self.inspectors));
+        }
         if self.server.holders.values().any(|holders| !holders.is_empty()) {
             return Err(format!("something is still held: {:?}", self.server));
+        }
+        let stats = self.core.stats();
+        if self.defect.is_none() && (stats.held, stats.guards, stats.waiting) != (0, 0, 0) {
+            return Err(format!("something still counts: {stats:?}"));
         }
         if !self.core.is_at_rest() {
             return Err("something is left in the core".into());
@@ -752,4 +900,27 @@ impl Random {
     fn one_in(&mut self, n: u64) -> bool {
         self.up_to(n) == 0
     }
+}
+
+/// A session that was opened to wait for a key, which nobody wants any more when it stands, is what those
+/// who came meanwhile are tried on.
+#[test]
+fn a_session_whose_key_nobody_wants_any_more_is_there_for_others() {
+    let now = Instant::now();
+    let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+    let mut core = Core::new(limits, 1);
+    let lock = LockId { key: Key::bigint(1), mode: Mode::Exclusive };
+    let request = core.request(lock, Patience::Waits, 1, now);
+    core.opened(1, false, now);
+    core.answered(1, lock.key, Answer::NotAcquired, now);
+    core.give_up(lock.key, request, now);
+    core.ended(1, Some(lost()), now);
+    core.request(lock, Patience::Waits, 2, now);
+    core.commands();
+    core.opened(2, false, now);
+    let commands = core.commands();
+    assert!(
+        matches!(commands[..], [Command::Order(2, Order::Try(tried))] if tried == lock),
+        "{commands:?}"
+    );
 }

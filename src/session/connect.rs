@@ -24,9 +24,11 @@ use super::lease::{Clocks, Lease};
 use super::login::log_in;
 use super::machine::Machine;
 use super::wire::{self, Peer, Wire};
+use crate::auth::AuthMethod;
 use crate::config::{Config, Host, LoadBalance, Resolved, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
+use crate::trace;
 
 /// The server is starting or shutting down, or was shut down or crashed while it was talked to.
 const NOT_NOW: [&str; 3] = ["57P01", "57P02", "57P03"];
@@ -87,7 +89,10 @@ pub(super) async fn connect(config: &Config, name: &str, comment: &str) -> Resul
         let attempt = connect_to(&config, server, comment, &name);
         let context = |error: Error| error.context(format!("connecting to {name}"));
         match attempt.await {
-            Ok(wire) => return Ok(wire),
+            Ok(wire) => {
+                trace::connected(&name, &config.dbname);
+                return Ok(wire);
+            }
             Err(Failure::Here(error)) => failures.add(context(error)),
             Err(Failure::Encryption(error) | Failure::Everywhere(error)) => {
                 return Err(failures.and(context(error)));
@@ -253,6 +258,9 @@ async fn open(
                 });
             }
         };
+        if identity.authentication == AuthMethod::Md5 {
+            trace::logged_in_by_md5(name);
+        }
         let clocks = config.lease.map(|_| Clocks::look());
         let told = wire::now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };

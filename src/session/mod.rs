@@ -53,6 +53,7 @@ use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::net::TellTale;
+use crate::trace;
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -780,6 +781,11 @@ impl Session {
 
     /// Notes that the session is gone.
     fn gone(&mut self, error: Error) -> Error {
+        let server = match &self.place {
+            Place::Here(wire) => Some(wire.peer_name()),
+            Place::Away(_) | Place::Gone(_) => None,
+        };
+        trace::lost(server, &error);
         self.books.clear();
         self.place = Place::Gone(error.clone());
         error

@@ -20,6 +20,7 @@ use super::machine::{Action, Ask, Call, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream, TellTale};
 use crate::protocol::{CancelKey, NotReady};
+use crate::trace;
 
 /// How long the server may take to end a session that was told to.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -418,13 +419,16 @@ impl Wire {
                 ErrorKind::Lost,
                 format!("a request could not be withdrawn within {} s", patience.as_secs()),
             ),
-            Loss::Expired(ttl) => self.error(
-                ErrorKind::Lost,
-                format!(
-                    "no answer of the server renewed the lease of {ttl:?} in time, which counts what this \
-                     machine slept"
-                ),
-            ),
+            Loss::Expired(ttl) => {
+                trace::lease_expired(self.peer_name(), ttl);
+                self.error(
+                    ErrorKind::Lost,
+                    format!(
+                        "no answer of the server renewed the lease of {ttl:?} in time, which counts what \
+                         this machine slept"
+                    ),
+                )
+            }
             Loss::NotServed => self.error(
                 ErrorKind::Timeout,
                 "the pooler had no free server connection in time; give it more, or hold fewer locks",

@@ -15,6 +15,7 @@ use tokio::task::yield_now;
 
 use self::Before::{Alice, Bob, Nobody};
 use crate::leases::ENDS_SILENT_SESSIONS;
+use crate::manager_drops;
 use crate::stage::{PATIENCE, Stage, poll_times, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
@@ -481,15 +482,28 @@ fn every_call_that_waits_is_dropped_and_says_what_that_does() {
     let api = fs::read_to_string(root.join("benches/public-api.txt")).unwrap();
     let of_lock: Vec<_> = OF_LOCK.iter().map(|call| call.name).collect();
     let of_session: Vec<_> = OF_SESSION.iter().map(|call| call.name).collect();
+    let on_manager = manager_drops::names();
     for (owner, name) in api.lines().filter_map(async_function) {
         let dropped = match owner {
             "pglock::Lock" => &of_lock,
             "pglock::Session" => &of_session,
+            "pglock::LockManager"
+            | "pglock::Guard"
+            | "pglock::Election"
+            | "pglock::Leadership"
+            | "pglock::Observer" => &on_manager,
             _ => &Vec::new(),
         };
         assert!(dropped.contains(&name) || OTHERS.contains(&name), "{owner}::{name}");
     }
-    for file in ["src/lock.rs", "src/session/mod.rs", "src/session/canceller.rs"] {
+    for file in [
+        "src/election.rs",
+        "src/lock.rs",
+        "src/manager/guard.rs",
+        "src/manager/mod.rs",
+        "src/session/canceller.rs",
+        "src/session/mod.rs",
+    ] {
         let source = fs::read_to_string(root.join(file)).unwrap();
         let mut docs = String::new();
         for line in source.lines() {

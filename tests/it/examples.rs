@@ -83,7 +83,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 14] = [
+const EXPECTED: [(&str, &str); 17] = [
     (
         "basic",
         "\
@@ -129,6 +129,34 @@ Cleo resigns
 a transfer has both of its accounts
 another process gets one of them: false
 and now that the transfer is done with it: true
+",
+    ),
+    (
+        "manager_leader_election",
+        "\
+at first: nobody leads
+Ada is there: Ada leads
+Ada is gone: Ben leads
+the token has risen: true
+Cleo leads: true
+Cleo did what was to be done once, and resigned: true
+",
+    ),
+    (
+        "manager_scheduled_job",
+        "\
+tick 1: 1 of 3 instances ran example-manager-clean-up
+tick 1: 1 of 3 instances ran example-manager-report
+tick 2: 1 of 3 instances ran example-manager-clean-up
+tick 2: 1 of 3 instances ran example-manager-report
+connections of each: 1
+",
+    ),
+    (
+        "manager_task",
+        "\
+30 tasks were done, 30 of them once
+10 workers had their locks on 1 connection(s)
 ",
     ),
     (

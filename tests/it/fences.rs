@@ -51,7 +51,7 @@ async fn a_token_rises_over_a_promotion() {
 }
 
 /// A server whose commits wait for a standby that does not exist.
-async fn server_without_its_standby() -> Cluster {
+pub(crate) async fn server_without_its_standby() -> Cluster {
     let cluster = Settings::new().start();
     let mut admin = cluster.raw();
     // Sessions are not to hear of what is no error, as far as that is for roles to say.
@@ -66,7 +66,7 @@ async fn server_without_its_standby() -> Cluster {
     cluster
 }
 
-async fn alice_waits_for_a_standby(stage: &mut Stage<'_>) {
+pub(crate) async fn alice_waits_for_a_standby(stage: &mut Stage<'_>) {
     eventually("the token is waited for", SHORT * 100, || {
         stage.activity("alice", "coalesce(wait_event, '')") == "SyncRep"
     })

@@ -16,6 +16,7 @@ mod calls;
 mod cancel;
 mod cluster;
 mod drops;
+mod election;
 mod examples;
 mod failover;
 mod faults;
@@ -24,6 +25,7 @@ mod holders;
 mod hostile;
 mod leases;
 mod manager;
+mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;
@@ -31,7 +33,11 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod shutdown;
 mod slices;
 mod stage;
+mod stats;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tracing")]
+mod trace;

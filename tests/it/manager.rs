@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::fences::server_without_its_standby;
 use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{PATIENCE, Stage, next_to_end, poll_times, soon};
 
@@ -537,4 +538,97 @@ async fn readers_join_until_another_process_waits() {
     assert!(!late.is_finished());
     soon(writer.unlock()).await.unwrap();
     drop(soon(late).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn who_holds_a_key_is_told_without_a_lock() {
+    let mut stage = Stage::new();
+    let [alice, bob, eve] = ["alice", "bob", "eve"].map(|actor| stage.manager(actor));
+    // By a manager that has not connected yet.
+    assert_eq!(soon(eve.inspect(stage.key())).await.unwrap().to_string(), "nobody holds it");
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    let waits = ["bob awaits exclusive", "eve awaits exclusive"];
+    let waiting = [&bob, &eve].map(|manager| {
+        let (manager, key) = (manager.clone(), stage.key());
+        tokio::spawn(async move { manager.lock(key).await.map(drop) })
+    });
+    stage.until(&["alice holds exclusive", waits[0], waits[1]]).await;
+    // By the holder, and by one who waits.
+    for manager in [&alice, &eve] {
+        let holders = soon(manager.inspect(stage.key())).await.unwrap();
+        assert_eq!((holders.count(), holders.waiting()), (1, 2));
+        let holder = &holders.holders()[0];
+        assert_eq!(holder.process_id(), Some(stage.pid("alice")));
+        assert_eq!(
+            (holder.mode(), Some(stage.application_name("alice").as_str())),
+            (Mode::Exclusive, holder.application_name())
+        );
+    }
+    assert_eq!(stage.locks(), ["alice holds exclusive", waits[0], waits[1]]);
+    // The session of the shared keys is lost, and another is asked instead.
+    drop(guard);
+    for waiting in waiting {
+        soon(waiting).await.unwrap().unwrap();
+    }
+    stage.terminate("alice");
+    assert_eq!(soon(alice.inspect(stage.key())).await.unwrap().count(), 0);
+    soon(alice.close()).await.unwrap();
+    assert_eq!(soon(alice.inspect(stage.key())).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn who_holds_a_key_is_not_told_where_nobody_can_be_asked() {
+    let mut cluster = Settings::new().start();
+    let config: Config = cluster.url_for(&role::TRUST).parse().unwrap();
+    let manager = LockManager::new(config);
+    assert_eq!(soon(manager.inspect("key")).await.unwrap().count(), 0);
+    cluster.stop(Shutdown::Fast);
+    let error = soon(manager.inspect("key")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+    cluster.start();
+    assert_eq!(soon(manager.inspect("key")).await.unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn through_a_pooler_a_session_that_is_free_asks_who_holds_a_key() {
+    let stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 3);
+    let config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
+    let alice = LockManager::builder(config).max_sessions(2).build();
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    let holders = soon(alice.inspect(stage.key())).await.unwrap();
+    assert_eq!((holders.count(), holders.waiting()), (1, 0));
+    let other = soon(alice.lock((7_007, 1))).await.unwrap();
+    let error = soon(alice.inspect(stage.key())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    soon(other.unlock()).await.unwrap();
+    assert_eq!(soon(alice.inspect(stage.key())).await.unwrap().count(), 1);
+    assert!(guard.is_held());
+    soon(guard.unlock()).await.unwrap();
+}
+
+/// While a request is under way, the server does not count; but the holder does.
+#[tokio::test]
+async fn a_session_that_was_said_to_be_lost_is_not_used_again() {
+    let cluster = server_without_its_standby().await;
+    let stage = Stage::on(&cluster);
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(Duration::from_secs(1));
+    let alice = LockManager::new(config);
+    let guard = Arc::new(soon(alice.lock(stage.key())).await.unwrap());
+    let token = tokio::spawn({
+        let guard = Arc::clone(&guard);
+        async move { guard.fencing_token().await }
+    });
+    eventually("the lease is over", PATIENCE, || !guard.is_held()).await;
+    token.abort();
+    assert!(soon(guard.lost()).await.is_lost());
+    drop(guard);
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    assert!(guard.is_held());
+    soon(guard.unlock()).await.unwrap();
+    assert_eq!(alice.stats().lost_sessions, 1);
 }

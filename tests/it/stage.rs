@@ -126,6 +126,16 @@ impl<'a> Stage<'a> {
         self.activity(actor, "pid").parse().unwrap()
     }
 
+    /// The process that holds the stage's key exclusively.
+    pub(crate) fn holder(&mut self) -> i32 {
+        let sql = format!(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
+             AND classid::bigint << 32 | objid::bigint = {} AND mode = 'ExclusiveLock'",
+            self.key
+        );
+        self.look.value(&sql).parse().unwrap()
+    }
+
     /// A column of `pg_stat_activity` for `actor`.
     pub(crate) fn activity(&mut self, actor: &str, column: &str) -> String {
         let name = self.application_name(actor);
