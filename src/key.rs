@@ -69,6 +69,17 @@ impl Key {
     pub(crate) const fn kind(self) -> Kind {
         self.0
     }
+
+    /// A number for hashing, which a key of the other kind may have too.
+    pub(crate) fn bits(self) -> u64 {
+        match self.0 {
+            Kind::Bigint(key) => u64::from_ne_bytes(key.to_ne_bytes()),
+            Kind::Pair(class, object) => {
+                let [class, object] = [class, object].map(|n| u32::from_ne_bytes(n.to_ne_bytes()));
+                u64::from(class) << 32 | u64::from(object)
+            }
+        }
+    }
 }
 
 impl From<i64> for Key {

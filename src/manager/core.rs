@@ -35,19 +35,21 @@
 //! simulated time as well.
 
 mod inspection;
+mod queue;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
 use self::inspection::Inspections;
+use self::queue::{Queue, Request};
 use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 
-pub(super) type SessionId = u64;
+pub(super) type SessionId = u32;
 pub(super) type RequestId = u64;
 
 /// Pause before a key that found no session to wait on is tried again. Each is twice as long as the one
@@ -180,22 +182,11 @@ struct Closing<R> {
     error: Option<Error>,
 }
 
+/// A hundred thousand of them may be held: see the test of its size.
 #[derive(Debug)]
 struct Entry<R> {
     state: State<R>,
-    /// In the order of their numbers, which is that of their arrival.
-    queue: VecDeque<Request<R>>,
-}
-
-#[derive(Debug)]
-struct Request<R> {
-    id: RequestId,
-    mode: Mode,
-    patience: Patience,
-    /// Whether a session was lost over it.
-    tried_again: bool,
-    since: Instant,
-    caller: R,
+    queue: Queue<R>,
 }
 
 #[derive(Debug)]
@@ -206,8 +197,8 @@ enum State<R> {
     Waiting(SessionId, Mode),
     Withdrawing(SessionId, Mode),
     Held(Held),
-    /// With those who want to be told.
-    Releasing(SessionId, Vec<R>),
+    /// With whoever wants to be told.
+    Releasing(SessionId, Option<R>),
 }
 
 /// A lock that the server has granted.
@@ -325,7 +316,7 @@ impl<R> Core<R> {
             return id;
         }
         let entry = self.keys.entry(lock.key).or_default();
-        entry.queue.push_back(Request {
+        entry.queue.push(Request {
             id,
             mode: lock.mode,
             patience,
@@ -347,8 +338,7 @@ impl<R> Core<R> {
     /// that is so. A request that was replied to stays as it is.
     pub(super) fn give_up(&mut self, key: Key, request: RequestId, now: Instant) -> Option<Error> {
         let entry = self.keys.get_mut(&key)?;
-        let at = entry.queue.binary_search_by_key(&request, |request| request.id).ok()?;
-        entry.queue.remove(at);
+        entry.queue.remove(request)?;
         self.stats.gave_up();
         let why = match entry.state {
             State::Unasked => self.unreachable.clone(),
@@ -378,10 +368,10 @@ impl<R> Core<R> {
         }
         let Some(caller) = caller else { return };
         match self.keys.get_mut(&key) {
-            Some(Entry { state: State::Releasing(releasing, callers), .. })
+            Some(Entry { state: State::Releasing(releasing, told), .. })
                 if *releasing == session =>
             {
-                callers.push(caller);
+                *told = Some(caller);
             }
             _ => self.reply(caller, Reply::Done),
         }
@@ -441,8 +431,8 @@ impl<R> Core<R> {
                 entry.refuse_the_impatient(&mut self.commands);
                 self.wait(session, key, now);
             }
-            (State::Releasing(_, callers), _) => {
-                for caller in callers {
+            (State::Releasing(_, caller), _) => {
+                if let Some(caller) = caller {
                     self.reply(caller, Reply::Done);
                 }
                 self.leave(session, key, now);
@@ -472,7 +462,8 @@ impl<R> Core<R> {
         }
         match (seat.stage, why) {
             (Stage::Opening(for_key), Some(error)) => self.unopened(for_key, error, now),
-            (_, why) => self.lost(session, &why.unwrap_or_else(closed), now),
+            (_, why) if seat.keys > 0 => self.lost(session, &why.unwrap_or_else(closed), now),
+            _ => {}
         }
         // Room for another one.
         self.serve(now);
@@ -508,8 +499,8 @@ impl<R> Core<R> {
         closing.callers.extend(caller);
         for (_, mut entry) in mem::take(&mut self.keys) {
             entry.fail(&closed(), &mut self.commands);
-            if let State::Releasing(_, callers) = entry.state {
-                closing.callers.extend(callers);
+            if let State::Releasing(_, caller) = entry.state {
+                closing.callers.extend(caller);
             }
         }
         for caller in self.inspections.drain() {
@@ -561,7 +552,7 @@ impl<R> Core<R> {
             }
             State::Unasked => self.ask(key, now),
             State::Waiting(session, mode) => {
-                if entry.queue.front().is_some_and(|head| head.mode == *mode) {
+                if entry.queue.head().is_some_and(|head| head.mode == *mode) {
                     return;
                 }
                 let (session, mode) = (*session, *mode);
@@ -572,7 +563,7 @@ impl<R> Core<R> {
                 let session = held.session;
                 entry.grant(key, &self.limits, now, &mut self.commands);
                 if matches!(&entry.state, State::Held(held) if held.guards == 0) {
-                    entry.state = State::Releasing(session, Vec::new());
+                    entry.state = State::Releasing(session, None);
                     self.stats.held -= 1;
                     self.order(session, Order::Unlock(lock));
                 }
@@ -595,7 +586,7 @@ impl<R> Core<R> {
             return;
         };
         let Some(entry) = self.keys.get_mut(&key) else { return };
-        let Some(mode) = entry.queue.front().map(|head| head.mode) else { return };
+        let Some(mode) = entry.queue.head().map(|head| head.mode) else { return };
         entry.state = State::Trying(session, mode);
         self.occupy(session);
         self.order(session, Order::Try(LockId { key, mode }));
@@ -604,7 +595,7 @@ impl<R> Core<R> {
     /// Waits for a key that turned out to be busy when it was tried on this session.
     fn wait(&mut self, tried_on: SessionId, key: Key, now: Instant) {
         let Some(entry) = self.keys.get_mut(&key) else { return };
-        let Some(mode) = entry.queue.front().map(|head| head.mode) else {
+        let Some(mode) = entry.queue.head().map(|head| head.mode) else {
             return self.leave(tried_on, key, now);
         };
         if self.one_key_each {
@@ -630,7 +621,7 @@ impl<R> Core<R> {
     /// Has an idle session wait for a key.
     fn wait_on(&mut self, session: SessionId, key: Key) {
         let Some(entry) = self.keys.get_mut(&key) else { return };
-        let Some(mode) = entry.queue.front().map(|head| head.mode) else { return };
+        let Some(mode) = entry.queue.head().map(|head| head.mode) else { return };
         entry.state = State::Waiting(session, mode);
         self.occupy(session);
         self.order(session, Order::Wait(LockId { key, mode }));
@@ -832,13 +823,11 @@ impl<R> Core<R> {
         self.lose_inspections(session, error);
         let of_session = |entry: &Entry<R>| entry.state.session() == Some(session);
         let keys = self.keys.iter().filter(|(_, entry)| of_session(entry)).map(|(key, _)| *key);
-        for key in keys.collect::<BTreeSet<_>>() {
+        for key in keys.collect::<Vec<_>>() {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
             match mem::replace(&mut entry.state, State::Unasked) {
-                State::Releasing(_, callers) => {
-                    for caller in callers {
-                        self.commands.push(Command::Reply(caller, Reply::NotDone(error.clone())));
-                    }
+                State::Releasing(_, Some(caller)) => {
+                    self.commands.push(Command::Reply(caller, Reply::NotDone(error.clone())));
                 }
                 State::Held(held) => self.stats.lost(held.guards),
                 State::Trying(..) => entry.try_once_more(error, &mut self.commands),
@@ -859,7 +848,7 @@ impl<R> Core<R> {
 
 impl<R> Default for Entry<R> {
     fn default() -> Self {
-        Self { state: State::Unasked, queue: VecDeque::new() }
+        Self { state: State::Unasked, queue: Queue::default() }
     }
 }
 
@@ -867,8 +856,8 @@ impl<R> Entry<R> {
     /// Gives guards to those at the head of the queue, as far as the lock goes.
     fn grant(&mut self, key: Key, limits: &Limits, now: Instant, commands: &mut Vec<Command<R>>) {
         let State::Held(held) = &mut self.state else { return };
-        while self.queue.front().is_some_and(|next| held.takes(next.mode, limits, now)) {
-            let Some(next) = self.queue.pop_front() else { return };
+        while self.queue.head().is_some_and(|next| held.takes(next.mode, limits, now)) {
+            let Some(next) = self.queue.pop() else { return };
             let handed_over = held.guards == 0 && !held.fresh;
             held.hand_overs += u32::from(handed_over);
             held.guards += 1;
@@ -883,7 +872,7 @@ impl<R> Entry<R> {
         }
         held.fresh = false;
         let joins = |mode| held.others != Others::Waiting && held.goes_to(mode);
-        if !self.queue.front().is_some_and(|next| joins(next.mode)) {
+        if !self.queue.head().is_some_and(|next| joins(next.mode)) {
             return self.refuse_the_impatient(commands);
         }
         if held.others == Others::Unknown {
@@ -891,57 +880,42 @@ impl<R> Entry<R> {
             let lock = LockId { key, mode: held.mode };
             commands.push(Command::Order(held.session, Order::Probe(lock)));
         }
-        let is_no_reader = |request: &Request<R>| request.mode == Mode::Exclusive;
-        self.answer_where(
-            |request| request.is_impatient() && is_no_reader(request),
-            || Reply::Busy,
-            commands,
-        );
+        self.refuse_where(|request| request.mode == Mode::Exclusive, || Reply::Busy, commands);
     }
 
     /// The lock is not free.
     fn refuse_the_impatient(&mut self, commands: &mut Vec<Command<R>>) {
-        self.answer_where(Request::is_impatient, || Reply::Busy, commands);
+        self.refuse_where(|_| true, || Reply::Busy, commands);
     }
 
     fn fail_the_impatient(&mut self, error: &Error, commands: &mut Vec<Command<R>>) {
-        self.answer_where(Request::is_impatient, || Reply::Failed(error.clone()), commands);
+        self.refuse_where(|_| true, || Reply::Failed(error.clone()), commands);
     }
 
     fn fail(&mut self, error: &Error, commands: &mut Vec<Command<R>>) {
-        self.answer_where(|_| true, || Reply::Failed(error.clone()), commands);
+        while let Some(request) = self.queue.pop() {
+            commands.push(Command::Reply(request.caller, Reply::Failed(error.clone())));
+        }
     }
 
     /// The session was lost on which the lock was tried, which may be all that the loss says: another one
     /// is worth a try.
     fn try_once_more(&mut self, error: &Error, commands: &mut Vec<Command<R>>) {
-        let again = |request: &Request<R>| request.is_impatient() && request.tried_again;
-        self.answer_where(again, || Reply::Failed(error.clone()), commands);
-        for request in &mut self.queue {
-            request.tried_again = true;
-        }
+        let failed = || Reply::Failed(error.clone());
+        self.refuse_where(|request| request.tried_again, failed, commands);
+        self.queue.mark_tried();
     }
 
-    fn answer_where(
+    /// Replies to those of whom this is true and who do not wait.
+    fn refuse_where(
         &mut self,
         condition: impl Fn(&Request<R>) -> bool,
         reply: impl Fn() -> Reply,
         commands: &mut Vec<Command<R>>,
     ) {
-        for _ in 0..self.queue.len() {
-            match self.queue.pop_front() {
-                Some(request) if condition(&request) => {
-                    commands.push(Command::Reply(request.caller, reply()));
-                }
-                other => self.queue.extend(other),
-            }
-        }
-    }
-}
-
-impl<R> Request<R> {
-    fn is_impatient(&self) -> bool {
-        self.patience == Patience::None
+        self.queue.take_impatient(condition, |caller| {
+            commands.push(Command::Reply(caller, reply()));
+        });
     }
 }
 
@@ -1093,4 +1067,16 @@ fn crowded() -> Error {
         ErrorKind::Timeout,
         "all sessions of the manager have their hands full; allow it more, or hold fewer keys",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_takes_little_room() {
+        // As large as the sender of an answer, which is never null either.
+        type Caller = Box<()>;
+        assert!(size_of::<(Key, Entry<Caller>)>() <= 56);
+    }
 }

@@ -25,8 +25,8 @@ use crate::fence::Fence;
 use crate::session::{Call, LockId, Session};
 use crate::trace;
 
-/// How many calls are under way at a time, so that the answers to them find room wherever they wait.
-const CALLS_MAX: usize = 256;
+/// How many calls are made together, so that none waits for long for the answer to all of them.
+const CALLS_MAX: usize = 1_024;
 
 /// What a session is told: by the core, or by somebody who has a guard on it.
 pub(super) enum Message {
@@ -175,18 +175,21 @@ impl Driver {
         }
         let results = match calls.as_slice() {
             [Call::TryLock(lock)] => {
-                vec![still_there(session.try_lock(lock.key, lock.mode).await)?]
+                vec![(first, still_there(session.try_lock(lock.key, lock.mode).await)?)]
             }
             [Call::Unlock(lock)] => {
                 let unlocked = still_there(session.unlock(lock.key, lock.mode).await)?;
-                vec![unlocked.map(|()| false)]
+                vec![(first, unlocked.map(|()| false))]
             }
-            _ => session.make(calls.clone()).await?,
+            _ => session.make(calls).await?,
         };
-        let answers = calls.into_iter().zip(results).map(|(call, result)| match (call, result) {
-            (Call::TryLock(lock) | Call::Unlock(lock), Err(error)) => (lock, Answer::Failed(error)),
-            (Call::TryLock(lock), Ok(acquired)) => (lock, Answer::of(acquired)),
-            (Call::Unlock(lock), Ok(_)) => (lock, Answer::Released),
+        let answers = results.into_iter().map(|(call, result)| {
+            let answer = match (call, result) {
+                (_, Err(error)) => Answer::Failed(error),
+                (Call::TryLock(_), Ok(acquired)) => Answer::of(acquired),
+                (Call::Unlock(_), Ok(_)) => Answer::Released,
+            };
+            (call.lock(), answer)
         });
         self.answer(answers, session);
         Ok(())

@@ -2,15 +2,14 @@
 //!
 //! ```text
 //!           ReadyForQuery            call, query
-//!   Login ────────────────▶ Idle ────────────────▶ Busy ──┐ call, behind a call;
-//!     │                      │ ▲  ReadyForQuery     │ ▲   │ ReadyForQuery before one
-//!     │                      │ └────────────────────┘ └───┘
+//!   Login ────────────────▶ Idle ────────────────▶ Busy
+//!     │                      │ ▲  ReadyForQuery     │
+//!     │                      │ └────────────────────┘
 //!     └──────────────────────┴──▶ Over ◀── a violation, FATAL, terminate
 //! ```
 //!
 //! A request is answered by results or an error, and then `ReadyForQuery`; only after that may the
-//! next one be sent. Function calls are the exception: any number may be under way, each with an answer of
-//! its own, in their order. Notices and changed parameters may come at any time after the login. A transaction
+//! next one be sent. Notices and changed parameters may come at any time after the login. A transaction
 //! that is open between requests is an error, unless the caller opens some.
 
 use zeroize::Zeroize;
@@ -63,10 +62,7 @@ enum Phase {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Request {
-    Call {
-        /// How many calls have been sent behind this one.
-        behind: u32,
-    },
+    Call,
     Query,
     /// A query of several statements.
     Script,
@@ -98,7 +94,7 @@ pub enum Event<'a> {
     Returned(Option<&'a [u8]>),
     /// The request failed; [`Event::Ready`] follows.
     Failed(ServerError),
-    /// The request is over. The next one may be sent, unless a call behind this one is under way.
+    /// The request is over and the next one may be sent.
     Ready,
     /// The server ends the session and says why.
     Ended(ServerError),
@@ -192,21 +188,17 @@ impl Connection {
         self.transaction.status
     }
 
-    /// Sends a `FunctionCall`. Behind other calls, it is answered after them.
+    /// Sends a `FunctionCall`.
     ///
     /// # Errors
     ///
-    /// [`NotReady`] unless the connection is idle or only calls are under way.
+    /// [`NotReady`] unless the connection is idle.
     pub fn call<const N: usize>(
         &mut self,
         function: u32,
         arguments: [&[u8]; N],
     ) -> Result<(), NotReady> {
-        if let Phase::Busy { request: Request::Call { behind }, .. } = &mut self.phase {
-            *behind += 1;
-        } else {
-            self.begin(Request::Call { behind: 0 })?;
-        }
+        self.begin(Request::Call)?;
         frontend::function_call(function, arguments, &mut self.out.bytes);
         Ok(())
     }
@@ -261,13 +253,11 @@ impl Connection {
     /// for what nearly every answer is. [`poll_event`](Self::poll_event) would tell the same in two
     /// events, and tells everything else.
     pub fn take_call_result(&mut self) -> Option<CallResult> {
-        let Phase::Busy { request: request @ Request::Call { .. }, answer: Answer::Pending } =
-            self.phase
-        else {
+        let Phase::Busy { request: Request::Call, answer: Answer::Pending } = self.phase else {
             return None;
         };
         let result = self.frames.take_call_answer()?;
-        self.phase = request.next();
+        self.phase = Phase::Idle;
         self.transaction.status = TransactionStatus::Idle;
         Some(result)
     }
@@ -291,21 +281,10 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Request {
-    /// What comes after it.
-    fn next(self) -> Phase {
-        match self {
-            Self::Call { behind: behind @ 1.. } => {
-                let request = Self::Call { behind: behind - 1 };
-                Phase::Busy { request, answer: Answer::Pending }
-            }
-            _ => Phase::Idle,
-        }
-    }
-
     /// Whether the result of a statement may come next.
     fn takes_result_after(self, answer: Answer) -> bool {
         match self {
-            Self::Call { .. } => false,
+            Self::Call => false,
             Self::Query => answer == Answer::Pending,
             Self::Script => answer != Answer::Failed,
         }
@@ -317,7 +296,7 @@ impl Phase {
         match self {
             Self::Login(_) => "the login",
             Self::Idle => "a pause between requests",
-            Self::Busy { request: Request::Call { .. }, .. } => "a function call",
+            Self::Busy { request: Request::Call, .. } => "a function call",
             Self::Busy { request: Request::Query | Request::Script, .. } => "a query",
             Self::Over => "the end of the session",
         }
@@ -377,7 +356,7 @@ fn session_event<'a>(
         // Nothing was asked, so this is the reason why the connection is about to be closed.
         (_, BackendMessage::ErrorResponse(error)) => Ok(Event::Ended(error)),
         (
-            Phase::Busy { request: Request::Call { .. }, answer: answer @ Answer::Pending },
+            Phase::Busy { request: Request::Call, answer: answer @ Answer::Pending },
             BackendMessage::FunctionCallResponse(value),
         ) => {
             *answer = Answer::Given;
@@ -401,10 +380,10 @@ fn session_event<'a>(
             Ok(Event::Progress)
         }
         (
-            Phase::Busy { request, answer: Answer::Given | Answer::Failed },
+            Phase::Busy { answer: Answer::Given | Answer::Failed, .. },
             BackendMessage::ReadyForQuery(status),
         ) if transaction.expected || status == TransactionStatus::Idle => {
-            *phase = request.next();
+            *phase = Phase::Idle;
             transaction.status = status;
             Ok(Event::Ready)
         }
@@ -501,29 +480,6 @@ mod tests {
             let received = [&results.concat()[..], b"Z\0\0\0\x05I"].concat();
             assert_eq!(answers_to_queries(&received), accepted, "{}", received.escape_ascii());
         }
-    }
-
-    #[test]
-    fn calls_behind_each_other_are_answered_in_their_order() {
-        const ERROR: &[u8] = b"E\0\0\0\x13SERROR\0CXX000\0\0Z\0\0\0\x05I";
-        let mut connection = calling(b"");
-        connection.call(2882, [&[1; 8]]).unwrap();
-        connection.call(2882, [&[2; 8]]).unwrap();
-        // Nothing but calls.
-        assert_eq!(connection.query("SELECT"), Err(NotReady));
-        connection.received().extend_from_slice(&[ANSWERS[2].0, ERROR].concat());
-        assert_eq!(connection.poll_event(), Ok(Some(Event::Returned(Some(&[1])))));
-        assert_eq!(connection.poll_event(), Ok(Some(Event::Ready)));
-        assert!(matches!(connection.poll_event(), Ok(Some(Event::Failed(_)))));
-        assert_eq!(connection.poll_event(), Ok(Some(Event::Ready)));
-        assert_eq!(connection.poll_event(), Ok(None));
-        assert!(!connection.is_idle());
-        connection.received().extend_from_slice(ANSWERS[1].0);
-        assert_eq!(connection.take_call_result(), Some(CallResult::False));
-        assert!(connection.is_idle());
-        // One answer for each call, and no more.
-        connection.received().extend_from_slice(ANSWERS[1].0);
-        assert!(connection.poll_event().is_err());
     }
 
     #[test]

@@ -115,28 +115,31 @@ impl Function {
 
     /// The query that calls the function, and names the process that does.
     fn query(self, scope: &str, lock: LockId) -> String {
-        let (attempt, action) = match self {
-            Self::Lock => ("", "lock"),
-            Self::TryLock => ("try_", "lock"),
-            Self::Unlock | Self::Settle => ("", "unlock"),
-        };
-        let shared = match lock.mode {
-            Mode::Exclusive => "",
-            Mode::Shared => "_shared",
-        };
+        let name = self.name(scope, lock.mode);
         let arguments = match lock.key.kind() {
             // As texts: SQL cannot write the smallest numbers otherwise.
             Kind::Bigint(key) => format!("'{key}'::bigint"),
             Kind::Pair(class, object) => format!("'{class}'::integer, '{object}'::integer"),
         };
-        format!(
-            "SELECT pg_catalog.pg_backend_pid(), \
-             pg_catalog.pg_{attempt}advisory_{scope}{action}{shared}({arguments})"
-        )
+        format!("SELECT pg_catalog.pg_backend_pid(), {name}({arguments})")
+    }
+
+    /// The function's name.
+    pub(super) fn name(self, scope: &str, mode: Mode) -> String {
+        let (attempt, action) = match self {
+            Self::Lock => ("", "lock"),
+            Self::TryLock => ("try_", "lock"),
+            Self::Unlock | Self::Settle => ("", "unlock"),
+        };
+        let shared = match mode {
+            Mode::Exclusive => "",
+            Mode::Shared => "_shared",
+        };
+        format!("pg_catalog.pg_{attempt}advisory_{scope}{action}{shared}")
     }
 
     /// The function's object identifier, fixed since PostgreSQL 8.2 (`pg_proc.dat`).
-    fn oid(self, lock: LockId) -> u32 {
+    pub(super) fn oid(self, lock: LockId) -> u32 {
         let of_lock_on_a_bigint = match self {
             Self::Lock => 2880,
             Self::TryLock => 2882,

@@ -2,26 +2,34 @@
 
 use super::advisory::LockId;
 
+/// How many locks a bucket has on average before there are twice as many buckets.
+const LOCKS_PER_BUCKET: usize = 8;
+
 /// The levels of each lock. The server knows of one, from the first until the last is released.
+///
+/// It is a hash table of its own: the standard library's would be a hundredth of a minimal program, and its
+/// trees would allocate each time that the only lock is taken. What has been allocated is kept.
 #[derive(Debug, Default)]
 pub(super) struct Books {
-    /// In the order of the locks. There are few: the server has room for thousands at most.
-    entries: Vec<(LockId, u64)>,
+    /// None, or a power of two. A lock is in the one that its hash says.
+    buckets: Vec<Vec<(LockId, u64)>>,
+    locks: usize,
 }
 
 impl Books {
     pub(super) fn level(&self, lock: LockId) -> u64 {
-        self.find(lock).ok().and_then(|at| self.entries.get(at)).map_or(0, |&(_, level)| level)
+        let bucket = self.buckets.get(self.place(lock)).map_or(&[][..], Vec::as_slice);
+        bucket.iter().find(|(entered, _)| *entered == lock).map_or(0, |&(_, level)| level)
     }
 
     /// Whether no lock is held.
     pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.locks == 0
     }
 
     /// One of the locks that are held.
     pub(super) fn any(&self) -> Option<LockId> {
-        self.entries.first().map(|&(lock, _)| lock)
+        self.buckets.iter().find_map(|bucket| bucket.last()).map(|&(lock, _)| lock)
     }
 
     /// Adds a level to a lock that is held. The result says whether it is.
@@ -31,9 +39,14 @@ impl Books {
 
     /// Enters a lock that the server granted.
     pub(super) fn enter(&mut self, lock: LockId) {
-        if let Err(at) = self.find(lock) {
-            self.entries.insert(at, (lock, 1));
+        if self.level(lock) > 0 {
+            return;
         }
+        if self.locks >= self.buckets.len() * LOCKS_PER_BUCKET {
+            self.grow();
+        }
+        self.put(lock, 1);
+        self.locks += 1;
     }
 
     /// Takes a level off that is not the last one.
@@ -45,24 +58,47 @@ impl Books {
 
     /// Strikes out a lock that the server is told to release.
     pub(super) fn strike(&mut self, lock: LockId) {
-        if let Ok(at) = self.find(lock) {
-            self.entries.remove(at);
+        let place = self.place(lock);
+        let Some(bucket) = self.buckets.get_mut(place) else { return };
+        if let Some(at) = bucket.iter().position(|(entered, _)| *entered == lock) {
+            bucket.swap_remove(at);
+            self.locks -= 1;
         }
     }
 
     /// Strikes out everything: the session is gone.
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
-    }
-
-    /// Where the lock is entered, or where it would have to be.
-    fn find(&self, lock: LockId) -> Result<usize, usize> {
-        self.entries.binary_search_by_key(&lock, |&(entered, _)| entered)
+        *self = Self::default();
     }
 
     fn level_mut(&mut self, lock: LockId) -> Option<&mut u64> {
-        let at = self.find(lock).ok()?;
-        self.entries.get_mut(at).map(|(_, level)| level)
+        let place = self.place(lock);
+        let mut bucket = self.buckets.get_mut(place)?.iter_mut();
+        bucket.find(|(entered, _)| *entered == lock).map(|(_, level)| level)
+    }
+
+    fn put(&mut self, lock: LockId, level: u64) {
+        let place = self.place(lock);
+        if let Some(bucket) = self.buckets.get_mut(place) {
+            bucket.push((lock, level));
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let count = (self.buckets.len() * 2).max(1);
+        let filled = std::mem::replace(&mut self.buckets, vec![Vec::new(); count]);
+        for (lock, level) in filled.into_iter().flatten() {
+            self.put(lock, level);
+        }
+    }
+
+    /// In which bucket the lock is, or would be.
+    fn place(&self, lock: LockId) -> usize {
+        // The uppermost bits of the product depend on all of the key's (Knuth's multiplicative hashing).
+        let product = lock.key.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let others = u64::BITS - self.buckets.len().trailing_zeros();
+        product.checked_shr(others).map_or(0, |place| usize::try_from(place).unwrap_or(0))
     }
 }
 
@@ -95,5 +131,27 @@ mod tests {
         assert_eq!(books.any(), Some(a));
         books.clear();
         assert!(books.is_empty() && books.any().is_none());
+    }
+
+    #[test]
+    fn many_locks_are_all_found_again() {
+        let mut books = Books::default();
+        let locks = || {
+            let keys =
+                (-1_000..1_000).flat_map(|n| [Key::bigint(i64::from(n) << 40), Key::pair(n, 0)]);
+            keys.flat_map(|key| [Mode::Exclusive, Mode::Shared].map(|mode| LockId { key, mode }))
+        };
+        locks().for_each(|lock| books.enter(lock));
+        assert!(locks().all(|lock| books.level(lock) == 1 && books.stack(lock)));
+        let fullest = books.buckets.iter().map(Vec::len).max();
+        assert!(fullest < Some(10 * LOCKS_PER_BUCKET), "{fullest:?} locks in a bucket");
+        locks().filter(|lock| lock.mode == Mode::Shared).for_each(|lock| books.strike(lock));
+        assert!(
+            locks().all(|lock| books.level(lock) == if lock.mode == Mode::Shared { 0 } else { 2 })
+        );
+        while let Some(lock) = books.any() {
+            books.strike(lock);
+        }
+        assert!(books.is_empty());
     }
 }

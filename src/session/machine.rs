@@ -15,9 +15,6 @@
 //! Under a [lease](super::lease), an outcome that may be too old goes through `Asked` once more, to be
 //! confirmed by a heartbeat; which is a request like others, otherwise.
 //!
-//! `Batch` stands beside `Asked`: any number of calls that do not wait are under way at a time, and none of
-//! them can be given up. What fails in a batch is settled afterwards, one after the other.
-//!
 //! Where locks are held in transactions, `Opening` stands between `Idle` and `Asked`: a transaction is
 //! opened for the lock, which may have to wait for a pooler. Settling then ends that transaction.
 //!
@@ -38,7 +35,6 @@
 //! unlock makes the books true, whatever its answer. If that answer shows that a lock was granted in
 //! time after all, to a caller who only ran out of time, it is tried for once more.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
@@ -101,6 +97,9 @@ pub(crate) enum Ask {
     /// Looks who holds the key, without changing anything, by statements that have one row. It begins with
     /// the process that answers.
     Holders(Key),
+    /// Makes calls together, by a query of their own that has one row: see [`Machine::ask_batch`]. Only the
+    /// row says what is held then, so it must not be given up.
+    Batch,
 }
 
 /// Whether a lock is in the books already.
@@ -127,15 +126,6 @@ pub(crate) enum Outcome {
     Failed(ServerError),
     /// The session stands.
     Alive,
-    /// What became of each call of a batch.
-    Batch(Vec<Outcome>),
-}
-
-/// A call of a batch, which is answered without waiting for anybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
-    TryLock(LockId),
-    Unlock(LockId),
 }
 
 /// A row of texts, `None` for null.
@@ -207,7 +197,6 @@ enum State {
     /// A transaction is being opened, for the lock that is asked for next.
     Opening(Asked),
     Asked(Asked),
-    Batch(Batch),
     Withdrawing(Withdrawing),
     Settling(Settling),
     Over,
@@ -223,18 +212,6 @@ struct Asked {
     answer_by: Instant,
     /// Whether anybody waits for the outcome.
     wanted: bool,
-}
-
-/// Calls are at the server.
-#[derive(Debug)]
-struct Batch {
-    /// Those that have not been answered.
-    calls: VecDeque<Call>,
-    /// The answer to the first of them.
-    answer: Option<Answer>,
-    outcomes: Vec<Outcome>,
-    /// When the server has to have answered the first of them.
-    answer_by: Instant,
 }
 
 /// A wait, for a lock or for the standbys of a token, is being withdrawn.
@@ -340,7 +317,7 @@ impl Machine {
         matches!(self.means, Means::Transaction { .. })
     }
 
-    /// Whether any number of calls can be under way at a time.
+    /// Whether calls can be made together.
     pub(crate) fn takes_batches(&self) -> bool {
         self.means == Means::Calls
     }
@@ -424,27 +401,20 @@ impl Machine {
         Ok(ask.until(answer_by))
     }
 
-    /// Sends calls, as [`ask`](Self::ask) sends a request. There has to be one, and the session's means have
-    /// to be [`Means::Calls`].
+    /// Sends the query of a batch, as [`ask`](Self::ask) sends a request. The session's means have to be
+    /// [`Means::Calls`].
     pub(crate) fn ask_batch(
         &mut self,
-        calls: VecDeque<Call>,
+        query: &str,
         now: Instant,
     ) -> Result<Option<Instant>, NotReady> {
-        if !self.is_idle() || !self.takes_batches() || calls.is_empty() {
+        if !self.is_idle() || !self.takes_batches() {
             return Err(NotReady);
         }
-        for call in &calls {
-            let (function, lock) = match call {
-                Call::TryLock(lock) => (Function::TryLock, *lock),
-                Call::Unlock(lock) => (Function::Unlock, *lock),
-            };
-            self.means.ask(function, lock, &mut self.connection)?;
-        }
+        self.connection.query(query)?;
         self.sent = now.into();
         let answer_by = now + ANSWER_WITHIN;
-        let outcomes = Vec::with_capacity(calls.len());
-        self.state = State::Batch(Batch { calls, answer: None, outcomes, answer_by });
+        self.state = State::Asked(Asked::new(Ask::Batch, answer_by));
         Ok(Some(answer_by))
     }
 
@@ -482,6 +452,8 @@ impl Machine {
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
             Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
             Ask::Holders(key) => return self.connection.script(&Holders::query(*key)),
+            // Its query is sent by who knows it.
+            Ask::Batch => return Err(NotReady),
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -660,20 +632,13 @@ impl Machine {
                     self.note(notice);
                     continue;
                 }
-                Event::Ready => {
-                    if let State::Batch(batch) = &mut self.state {
-                        batch.next(now)?;
-                    }
-                    continue;
-                }
-                Event::Progress | Event::Deriving | Event::LoggedIn(_) => continue,
+                Event::Progress | Event::Deriving | Event::LoggedIn(_) | Event::Ready => continue,
             };
             let place = match &mut self.state {
                 State::Opening(asked) | State::Asked(asked) => {
                     asked.expect_the_end(&answer, now);
                     &mut asked.answer
                 }
-                State::Batch(batch) => &mut batch.answer,
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
                 State::Settling(settling) => &mut settling.answer,
                 State::Idle | State::Over => return Err(unexpected_answer()),
@@ -763,10 +728,6 @@ impl Machine {
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
                 Ok(Action::Wait { until: Some(*answer_by) })
             }
-            State::Batch(Batch { answer_by, answer, .. }) if *answer_by <= now => {
-                Err(stuck_or(answer.take(), Loss::Silent(ANSWER_WITHIN)))
-            }
-            State::Batch(Batch { answer_by, .. }) => Ok(Action::Wait { until: Some(*answer_by) }),
             State::Withdrawing(Withdrawing { give_up_at, answer, .. })
             | State::Settling(Settling { give_up_at, answer, .. })
                 if *give_up_at <= now =>
@@ -842,7 +803,10 @@ impl Ask {
             | Self::Unlock(lock)
             | Self::Settle(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
-            Self::Fence { held: Held::Before, .. } | Self::Holders(_) | Self::Heartbeat => None,
+            Self::Fence { held: Held::Before, .. }
+            | Self::Holders(_)
+            | Self::Heartbeat
+            | Self::Batch => None,
         }
     }
 
@@ -881,10 +845,6 @@ impl State {
         match self {
             Self::Opening(asked) => asked.begun(now),
             Self::Asked(asked) => asked.answered(means, now),
-            Self::Batch(Batch { calls, outcomes, .. }) if calls.is_empty() => {
-                Ok(Next::Done(None, Outcome::Batch(outcomes)))
-            }
-            Self::Batch(_) => Err(unexpected_answer()),
             Self::Withdrawing(withdrawing) if withdrawing.cancel == Cancel::Open => {
                 Ok(Next::Stay(Self::Withdrawing(withdrawing)))
             }
@@ -942,7 +902,9 @@ impl Asked {
             (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => {
                 Err(Loss::Moved)
             }
-            (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) => done(Outcome::Row(row)),
+            (Ask::Fence { .. } | Ask::Holders(_) | Ask::Batch, Answer::Row(row)) => {
+                done(Outcome::Row(row))
+            }
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock { .. } | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
                 done(Outcome::Failed(error))
@@ -963,26 +925,6 @@ impl Asked {
                 (ask, result) => done(ask.plain_outcome(result).ok_or_else(unexpected_answer)?),
             },
         }
-    }
-}
-
-impl Batch {
-    /// Weighs the answer to the first call, and goes on to the next.
-    fn next(&mut self, now: Instant) -> Result<(), Loss> {
-        let call = self.calls.pop_front().ok_or_else(unexpected_answer)?;
-        let answer = self.answer.take().ok_or_else(unexpected_answer)?;
-        self.outcomes.push(match (call, answer) {
-            (_, Answer::Failed(error)) => Outcome::Failed(error),
-            (Call::TryLock(_), Answer::Returned(CallResult::True)) => Outcome::Acquired,
-            (Call::TryLock(_), Answer::Returned(CallResult::False)) => Outcome::NotAcquired,
-            (Call::Unlock(_), Answer::Returned(CallResult::True)) => Outcome::Released,
-            (Call::Unlock(lock), Answer::Returned(CallResult::False)) => {
-                return Err(Loss::NotHeld(lock));
-            }
-            _ => return Err(unexpected_answer()),
-        });
-        self.answer_by = now + ANSWER_WITHIN;
-        Ok(())
     }
 }
 

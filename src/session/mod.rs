@@ -15,6 +15,7 @@
 //! granted, and struck out when its release is sent, from where it cannot be taken back.
 
 mod advisory;
+mod batch;
 mod books;
 mod canceller;
 mod connect;
@@ -27,7 +28,6 @@ mod machine;
 mod simulation;
 mod wire;
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -40,10 +40,11 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 pub(crate) use self::advisory::LockId;
+use self::batch::Batch;
+pub(crate) use self::batch::Call;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
 pub(crate) use self::lease::Clocks;
-pub(crate) use self::machine::Call;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
 pub(crate) use self::wire::now;
 use self::wire::{Rest, Wire};
@@ -436,42 +437,60 @@ impl Session {
         matches!(&self.place, Place::Here(wire) if wire.takes_batches())
     }
 
-    /// Makes calls for locks of which each is named once: sends all of them, and says what became of each,
-    /// which is whether the lock is held. What failed has changed nothing, or, for a release, is released.
+    /// Makes calls for locks of which each is named once, in one round trip, and says of each whether its lock
+    /// is held. What failed is not held either.
     ///
     /// Dropping this future ends the session: nobody would know what it holds.
-    pub(crate) async fn make(&mut self, calls: Vec<Call>) -> Result<Vec<Result<bool>>> {
+    pub(crate) async fn make(&mut self, calls: Vec<Call>) -> Result<Vec<(Call, Result<bool>)>> {
         self.settled().await?;
-        for call in &calls {
+        let batch = Batch::new(calls);
+        for call in batch.calls() {
             if let Call::Unlock(lock) = call {
-                self.books.strike(*lock);
+                self.books.strike(lock);
             }
         }
-        let outcomes =
-            Whole { session: self, calls: Some(calls.iter().copied().collect()) }.await?;
-        let mut results = Vec::with_capacity(calls.len());
-        for (call, outcome) in calls.into_iter().zip(outcomes) {
-            results.push(self.called(call, outcome).await?);
+        let whole = Whole { query: Some(batch.query()), session: self };
+        let results = match whole.await? {
+            Outcome::Row(row) => batch.results(&row),
+            Outcome::Failed(error) => return self.make_singly(&batch, &error).await,
+            _ => None,
+        };
+        let results = results.ok_or_else(|| self.gone(unreadable_batch()))?;
+        let mut held = Vec::with_capacity(results.len());
+        for (call, returned) in results {
+            match call {
+                Call::TryLock(lock) if returned => self.books.enter(lock),
+                Call::TryLock(_) => {}
+                Call::Unlock(_) if returned => {}
+                Call::Unlock(lock) => return Err(self.gone_without(lock)),
+            }
+            held.push((call, Ok(returned && matches!(call, Call::TryLock(_)))));
         }
-        Ok(results)
+        Ok(held)
     }
 
-    /// Enters into the books what became of a call. Of what failed, nothing may stay behind.
-    async fn called(&mut self, call: Call, outcome: Outcome) -> Result<Result<bool>> {
-        let (Call::TryLock(lock) | Call::Unlock(lock)) = call;
-        match outcome {
-            Outcome::Acquired => {
-                self.books.enter(lock);
-                Ok(Ok(true))
-            }
-            Outcome::Failed(error) => {
-                if !cannot_lock(&error) {
-                    self.perform(Ask::Settle(lock), None).await?;
-                }
-                Ok(Err(self.lock_refused(lock, error)))
-            }
-            _ => Ok(Ok(false)),
+    /// Makes the calls of a batch whose query failed. That says of none what became of it; what was locked
+    /// before the failure stays locked.
+    async fn make_singly(
+        &mut self,
+        batch: &Batch,
+        error: &ServerError,
+    ) -> Result<Vec<(Call, Result<bool>)>> {
+        for call in batch.calls().filter(|_| !cannot_lock(error)) {
+            self.perform(Ask::Settle(call.lock()), None).await?;
         }
+        let mut held = Vec::new();
+        for call in batch.calls() {
+            let result = match call {
+                Call::TryLock(lock) => self.try_lock(lock.key, lock.mode).await,
+                Call::Unlock(_) => Ok(false),
+            };
+            match result {
+                Err(error) if error.is_lost() => return Err(error),
+                result => held.push((call, result)),
+            }
+        }
+        Ok(held)
     }
 
     /// Takes a token for a lock that is held, without another level.
@@ -791,6 +810,15 @@ impl Session {
         error
     }
 
+    /// The server did not have a lock that was acquired here.
+    fn gone_without(&mut self, lock: LockId) -> Error {
+        let error = match &self.place {
+            Place::Here(wire) => wire.not_held(lock),
+            Place::Away(_) | Place::Gone(_) => abandoned(),
+        };
+        self.gone(error)
+    }
+
     fn lock_refused(&self, lock: LockId, error: ServerError) -> Error {
         self.refused(&format!("{} lock on key {}", lock.mode, lock.key), error)
     }
@@ -822,30 +850,26 @@ impl Session {
     }
 }
 
-/// Calls that are under way. Dropped before all are answered, it ends the session.
+/// A batch that is under way. Dropped before its outcome is known, it ends the session.
 struct Whole<'a> {
     session: &'a mut Session,
     /// What is still to be sent.
-    calls: Option<VecDeque<Call>>,
+    query: Option<String>,
 }
 
 impl Future for Whole<'_> {
-    type Output = Result<Vec<Outcome>>;
+    type Output = Result<Outcome>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let calls = self.calls.take();
+        let query = self.query.take();
         let Place::Here(wire) = &mut self.session.place else {
             return Poll::Ready(Err(abandoned()));
         };
-        let outcome = match calls {
-            Some(calls) => wire.poll_batch(calls, cx),
+        let outcome = match query {
+            Some(query) => wire.poll_batch(&query, cx),
             None => wire.poll_outcome(cx),
         };
-        outcome.map(|outcome| match outcome {
-            Ok(Outcome::Batch(outcomes)) => Ok(outcomes),
-            Ok(_) => Err(self.session.gone(abandoned())),
-            Err(error) => Err(self.session.gone(error)),
-        })
+        outcome.map_err(|error| self.session.gone(error))
     }
 }
 
@@ -918,6 +942,15 @@ fn no_fence(lock: LockId) -> Error {
 fn unreadable_fence() -> Error {
     Error::new(ErrorKind::Protocol, "the server gave a position in its log that cannot be read")
         .lost()
+}
+
+/// What is locked by now, nobody knows.
+fn unreadable_batch() -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        "the server gave an answer to several calls that cannot be read",
+    )
+    .lost()
 }
 
 /// A server that makes no sense is not to be trusted with locks.

@@ -1,6 +1,5 @@
 //! A socket and the machine that it feeds.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -15,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::advisory::LockId;
 use super::lease::Clocks;
-use super::machine::{Action, Ask, Call, Loss, Machine, Outcome};
+use super::machine::{Action, Ask, Loss, Machine, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream, TellTale};
 use crate::protocol::{CancelKey, NotReady};
@@ -109,7 +109,7 @@ impl Wire {
         self.machine.holds_one_lock()
     }
 
-    /// Whether any number of calls can be under way at a time.
+    /// Whether calls can be made together.
     pub(super) fn takes_batches(&self) -> bool {
         self.machine.takes_batches()
     }
@@ -117,6 +117,11 @@ impl Wire {
     /// Whether a pooler may stand before the server.
     pub(super) fn may_be_pooled(&self) -> bool {
         self.machine.may_be_pooled()
+    }
+
+    /// The server does not hold a lock that the books say it holds, so the session is over.
+    pub(super) fn not_held(&self, lock: LockId) -> Error {
+        self.lost(Loss::NotHeld(lock))
     }
 
     /// Until when the locks are certain, where a lease says so.
@@ -135,13 +140,13 @@ impl Wire {
         self.poll_begin(|machine| machine.ask(ask, now()), cx)
     }
 
-    /// As [`poll_ask`](Self::poll_ask), for calls: see [`Machine::ask_batch`].
+    /// As [`poll_ask`](Self::poll_ask), for a batch: see [`Machine::ask_batch`].
     pub(super) fn poll_batch(
         &mut self,
-        calls: VecDeque<Call>,
+        query: &str,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Outcome>> {
-        self.poll_begin(|machine| machine.ask_batch(calls, now()), cx)
+        self.poll_begin(|machine| machine.ask_batch(query, now()), cx)
     }
 
     fn poll_begin(

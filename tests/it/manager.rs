@@ -1,8 +1,8 @@
 //! Many locks and tasks on few sessions: [`LockManager`], on real servers.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -80,12 +80,13 @@ async fn any_number_of_keys_are_held_on_one_session() {
 
 #[tokio::test]
 async fn many_tasks_want_one_key_and_each_gets_it_in_its_turn() {
+    const TASKS: usize = 10_000;
     let mut stage = Stage::new();
     let alice = stage.manager("alice");
     let turns = Arc::new(Mutex::new(Vec::new()));
     let first = soon(alice.lock(stage.key())).await.unwrap();
     let mut tasks = JoinSet::new();
-    for number in 0..500 {
+    for number in 0..TASKS {
         let (alice, turns, key) = (alice.clone(), Arc::clone(&turns), stage.key());
         tasks.spawn(async move {
             let guard = alice.lock(key).await.unwrap();
@@ -99,8 +100,95 @@ async fn many_tasks_want_one_key_and_each_gets_it_in_its_turn() {
     drop(first);
     let count = || turns.try_lock().map(|turns| turns.len()).ok();
     while next_to_end(&mut tasks, count).await.is_some() {}
-    assert_eq!(*turns.lock().await, (0..500).collect::<Vec<_>>());
+    assert_eq!(*turns.lock().await, (0..TASKS).collect::<Vec<_>>());
+    // None is closed before it was idle for a while.
     assert!(stage.sessions() <= 2, "{} sessions", stage.sessions());
+}
+
+#[tokio::test]
+async fn readers_overlap_and_overtake_no_writer() {
+    const TASKS: u32 = 100;
+    const TURNS: u32 = 10;
+    let stage = Stage::new();
+    let alice = stage.manager("alice");
+    let (asked, inside, most) = <(Arc<AtomicU32>, Arc<AtomicU32>, Arc<AtomicU32>)>::default();
+    // The numbers of those who have it, in the order in which they got it.
+    let granted = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let (alice, key, granted) = (alice.clone(), stage.key(), Arc::clone(&granted));
+        let (asked, inside, most) = (Arc::clone(&asked), Arc::clone(&inside), Arc::clone(&most));
+        tasks.spawn(async move {
+            for _ in 0..TURNS {
+                let number = asked.fetch_add(1, Ordering::SeqCst);
+                let writes = task % 10 == 0;
+                let lock =
+                    if writes { alice.lock(key).await } else { alice.lock_shared(key).await };
+                granted.try_lock().unwrap().push((number, writes));
+                let beside = inside.fetch_add(1, Ordering::SeqCst);
+                assert!(beside == 0 || !writes, "{beside} beside a writer");
+                most.fetch_max(beside + 1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, Ordering::SeqCst);
+                drop(lock.unwrap());
+            }
+        });
+    }
+    let count = || granted.try_lock().map(|granted| granted.len()).ok();
+    while next_to_end(&mut tasks, count).await.is_some() {}
+    let most = most.load(Ordering::SeqCst);
+    assert!(most >= 5, "no more than {most} readers together");
+    // Whoever asks after a writer gets the lock after it.
+    let mut last_asked = 0;
+    for &(number, writes) in granted.lock().await.iter() {
+        assert!(!writes || number >= last_asked, "{last_asked} was granted before {number}");
+        last_asked = last_asked.max(number);
+    }
+}
+
+#[test]
+fn readers_of_one_process_do_not_starve_a_writer_of_another() {
+    const READERS: u32 = 90;
+    const TURNS: u32 = 20;
+    let stage = Stage::new();
+    let (reads, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+    let read = async || {
+        let alice = stage.manager("alice");
+        let read_on = async || {
+            while !is_over.load(Ordering::SeqCst) {
+                let guard = alice.lock_shared(stage.key()).await.unwrap();
+                reads.fetch_add(1, Ordering::SeqCst);
+                // There is always one who reads when another one stops.
+                tokio::task::yield_now().await;
+                drop(guard);
+            }
+        };
+        let mut readers: Vec<_> = (0..READERS).map(|_| Box::pin(read_on())).collect();
+        poll_fn(|cx| {
+            readers.retain_mut(|reader| reader.as_mut().poll(cx).is_pending());
+            if readers.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    };
+    let write = async || {
+        let bob = stage.manager("bob");
+        for turn in 0..TURNS {
+            let before = reads.load(Ordering::SeqCst);
+            drop(soon(bob.lock(stage.key())).await.unwrap());
+            // And neither do writers starve the readers.
+            let reads = || reads.load(Ordering::SeqCst);
+            eventually(&format!("somebody reads after turn {turn}"), PATIENCE, || reads() > before)
+                .await;
+        }
+    };
+    let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    thread::scope(|scope| {
+        let (runtime, read) = (&runtime, &read);
+        scope.spawn(move || runtime().block_on(read()));
+        let written = scope.spawn(|| runtime().block_on(write())).join();
+        is_over.store(true, Ordering::SeqCst);
+        written.unwrap();
+    });
 }
 
 /// Managers in threads of their own stand for processes.
@@ -474,14 +562,17 @@ async fn work_under_a_guard_returns_what_it_comes_to() {
 
 #[tokio::test]
 async fn a_full_lock_table_is_told_and_what_was_held_stays_held() {
-    let cluster =
-        Settings::new().set("max_connections", "10").set("max_locks_per_transaction", "10").start();
+    // As many connections as PostgreSQL allows if nothing is said, which the size of its table follows.
+    let cluster = Settings::new().set("max_connections", "100").start();
     let config: Config = cluster.url_for(&role::TRUST).parse().unwrap();
     let alice = LockManager::new(config);
     let mut look = cluster.raw();
     let (mut guards, mut refused) = (Vec::new(), 0);
     // All at once, so that many are under way when one fails.
-    for first in (0..20_000).step_by(1_000) {
+    for first in (0..100_000).step_by(1_000) {
+        if refused > 0 {
+            break;
+        }
         let mut tasks = JoinSet::new();
         for object in first..first + 1_000 {
             let alice = alice.clone();
