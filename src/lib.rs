@@ -88,7 +88,7 @@ pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
-pub use manager::{Guard, LockManager, LockManagerBuilder};
+pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;

@@ -270,6 +270,11 @@ impl<R> Core<R> {
         [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
     }
 
+    /// How many locks can be held at a time, if each takes a session.
+    pub(super) fn locks_max(&self) -> Option<usize> {
+        self.one_key_each.then_some(self.limits.sessions)
+    }
+
     /// Somebody wants a lock, and is replied to.
     pub(super) fn request(
         &mut self,

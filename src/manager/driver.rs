@@ -134,6 +134,10 @@ impl Driver {
     /// more round trips than what one wants.
     async fn make(&mut self, first: Call, session: &mut Session) -> Result<(), End> {
         let mut calls = vec![first];
+        if let Some(shared) = self.shared.upgrade() {
+            // Whoever orders several things at once has done so by then.
+            drop(shared.state());
+        }
         while calls.len() < CALLS_MAX && session.takes_batches() {
             match self.messages.try_recv() {
                 Ok(Message::Order(Order::Try(lock))) => calls.push(Call::TryLock(lock)),

@@ -110,21 +110,7 @@ impl Guard {
     /// ```
     pub async fn hold<T>(&self, work: impl Future<Output = T>) -> Result<T> {
         self.look().await?;
-        let mut work = pin!(work);
-        let done = {
-            let mut lost = pin!(self.lost());
-            poll_fn(|cx| {
-                // The work may be woken before the task that would notice that the lease is over.
-                if let Some(error) = self.fate.error() {
-                    return Poll::Ready(Err(self.about(error)));
-                }
-                match lost.as_mut().poll(cx) {
-                    Poll::Ready(error) => Poll::Ready(Err(error)),
-                    Poll::Pending => work.as_mut().poll(cx).map(Ok),
-                }
-            })
-            .await?
-        };
+        let done = unless_lost(work, self.lost(), || self.error()).await?;
         // Work that kept the thread busy may have outlived the lock: that is no success.
         self.look().await?;
         Ok(done)
@@ -169,6 +155,10 @@ impl Guard {
         let (caller, told) = oneshot::channel();
         self.released = true;
         self.give_back(Some(caller));
+        self.confirmed(told).await
+    }
+
+    async fn confirmed(&self, told: oneshot::Receiver<Told>) -> Result<()> {
         let told = told.await.unwrap_or_else(|_| Told::Failed(no_answer()));
         match (self.fate.error(), told) {
             (Some(error), _) | (None, Told::Failed(error)) => Err(self.about(error)),
@@ -176,8 +166,18 @@ impl Guard {
         }
     }
 
+    /// The session that holds the lock.
+    pub(super) fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Why the lock is lost, if it is: as [`is_held`](Guard::is_held) knows.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.fate.error().map(|error| self.about(error))
+    }
+
     /// Makes sure that the session is alive as far as this side can know.
-    async fn look(&self) -> Result<()> {
+    pub(super) async fn look(&self) -> Result<()> {
         let (done, looked) = oneshot::channel();
         self.shared.tell(self.session, Message::Look(done));
         let looked = looked.await;
@@ -197,6 +197,47 @@ impl Guard {
     fn about(&self, error: Error) -> Error {
         error.context(format!("{} lock on key {}", self.lock.mode, self.lock.key))
     }
+}
+
+/// What the work comes to, unless the locks under which it is done are lost before.
+pub(super) async fn unless_lost<T>(
+    work: impl Future<Output = T>,
+    lost: impl Future<Output = Error>,
+    error: impl Fn() -> Option<Error>,
+) -> Result<T> {
+    let (mut work, mut lost) = (pin!(work), pin!(lost));
+    poll_fn(|cx| {
+        // The work may be woken before the task that would notice that the lease is over.
+        if let Some(error) = error() {
+            return Poll::Ready(Err(error));
+        }
+        match lost.as_mut().poll(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => work.as_mut().poll(cx).map(Ok),
+        }
+    })
+    .await
+}
+
+/// Releases the locks of one manager together. If one was lost before, this says why.
+pub(super) async fn unlock_all(mut guards: Vec<Guard>) -> Result<()> {
+    let Some(shared) = guards.first().map(|guard| Arc::clone(&guard.shared)) else {
+        return Ok(());
+    };
+    let told: Vec<_> = shared.with(|core, now| {
+        let release = |guard: &mut Guard| {
+            let (caller, told) = oneshot::channel();
+            guard.released = true;
+            core.release(guard.session, guard.lock.key, Some(caller), now);
+            told
+        };
+        guards.iter_mut().map(release).collect()
+    });
+    let mut result = Ok(());
+    for (guard, told) in guards.iter().zip(told) {
+        result = result.and(guard.confirmed(told).await);
+    }
+    result
 }
 
 impl Drop for Guard {

@@ -18,6 +18,7 @@ mod core;
 mod driver;
 mod fate;
 mod guard;
+mod set;
 #[cfg(test)]
 mod simulation;
 
@@ -38,6 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
 pub use guard::Guard;
+pub use set::GuardSet;
 
 /// How many sessions a manager has at most, if nothing else is said.
 const SESSIONS_MAX: usize = 8;
@@ -346,6 +348,8 @@ struct Shared {
     runtime: OnceLock<Handle>,
     /// The clock's next time has changed.
     rescheduled: Arc<Notify>,
+    /// Who collects a set of locks through a pooler.
+    turn_of_sets: tokio::sync::Mutex<()>,
 }
 
 struct State {
@@ -373,6 +377,7 @@ impl Shared {
             }),
             runtime: OnceLock::new(),
             rescheduled: Arc::default(),
+            turn_of_sets: tokio::sync::Mutex::default(),
         }
     }
 

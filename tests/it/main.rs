@@ -24,6 +24,7 @@ mod holders;
 mod hostile;
 mod leases;
 mod manager;
+mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;
@@ -31,6 +32,7 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod sets;
 mod slices;
 mod stage;
 #[cfg(feature = "tls")]

@@ -46,6 +46,11 @@ impl<'a> Stage<'a> {
         Key::bigint(self.key)
     }
 
+    /// The number of that key, for keys that no other stage has either.
+    pub(crate) fn number(&self) -> i64 {
+        self.key
+    }
+
     /// How `actor` connects: over TCP, without a password.
     pub(crate) fn config(&self, actor: &str) -> Config {
         self.config_by(&self.cluster.url_for(&role::TRUST), actor)
@@ -124,6 +129,16 @@ impl<'a> Stage<'a> {
     /// The process that serves `actor`.
     pub(crate) fn pid(&mut self, actor: &str) -> i32 {
         self.activity(actor, "pid").parse().unwrap()
+    }
+
+    /// The process in which `actor` waits for a lock.
+    pub(crate) fn waiter(&mut self, actor: &str) -> i32 {
+        let name = self.application_name(actor);
+        let sql = format!(
+            "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) \
+             WHERE locktype = 'advisory' AND NOT granted AND application_name = '{name}'"
+        );
+        self.look.value(&sql).parse().unwrap()
     }
 
     /// A column of `pg_stat_activity` for `actor`.
