@@ -28,6 +28,7 @@
 //! - [`Session`] is one connection that holds any number of keys.
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
+//! - [`Semaphore`] lets so many at a time, of all programs that use its name.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -79,6 +80,7 @@ mod manager;
 mod net;
 pub mod protocol;
 mod secret;
+mod semaphore;
 mod session;
 
 pub use config::{Config, Pooler, SslMode};
@@ -92,6 +94,7 @@ pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;
+pub use semaphore::{Permit, Semaphore};
 pub use session::{Canceller, Session};
 
 /// Compiles the README's program with the tests of the documentation.

@@ -30,14 +30,19 @@
 //!
 //! Through a pooler no session is shared: each tries, waits for and holds one key.
 //!
+//! A request may also be for any one of several keys: see [`any`].
+//!
 //! The core is told of requests, releases, answers, ends of sessions and the time, and gives commands.
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
 //! simulated time as well.
+
+mod any;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use self::any::Attempt;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, Mode};
 use crate::session::LockId;
@@ -89,9 +94,11 @@ pub(super) enum Command<R> {
 /// What a session is to do. It does one thing after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// [`Core::answered`] follows, as it does for all but the last.
+    /// [`Core::answered`] follows, as it does for all that say nothing else.
     Try(LockId),
     Wait(LockId),
+    /// Try the locks that [`Core::choose`] says by then. [`Core::answered_any`] follows if it says any.
+    TryAny(RequestId),
     /// End the wait. Its answer is what follows.
     Withdraw,
     /// See whether another session waits for a lock that is held.
@@ -131,6 +138,8 @@ pub(super) enum Reply {
 pub(super) struct Core<R> {
     limits: Limits,
     keys: BTreeMap<Key, Entry<R>>,
+    /// Requests for one of several keys.
+    attempts: BTreeMap<RequestId, Attempt<R>>,
     sessions: BTreeMap<SessionId, Seat>,
     shared: Option<SessionId>,
     /// Whether a session holds one key only.
@@ -243,6 +252,7 @@ impl<R> Core<R> {
         Self {
             limits,
             keys: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             sessions: BTreeMap::new(),
             shared: None,
             one_key_each: false,
@@ -268,6 +278,10 @@ impl<R> Core<R> {
         let idle = self.sessions.values().filter(|seat| seat.is_idle());
         let idle = idle.map(|seat| seat.idle_since + IDLE_MAX).min();
         [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// How many locks can be held at a time, if each takes a session.
@@ -464,6 +478,7 @@ impl<R> Core<R> {
                 closing.callers.extend(callers);
             }
         }
+        self.close_attempts();
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
                 self.commands.push(Command::Order(*session, Order::Close));
@@ -484,7 +499,8 @@ impl<R> Core<R> {
 impl<R> Core<R> {
     /// Whether nothing is held, awaited or being done.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.keys.is_empty() && self.sessions.values().all(|seat| seat.keys == 0)
+        let asks_for_nothing = self.keys.is_empty() && self.attempts.is_empty();
+        asks_for_nothing && self.sessions.values().all(|seat| seat.keys == 0)
     }
 }
 
@@ -531,6 +547,9 @@ impl<R> Core<R> {
             }
             return;
         };
+        if self.defers(key) {
+            return;
+        }
         let Some(entry) = self.keys.get_mut(&key) else { return };
         let Some(mode) = entry.queue.front().map(|head| head.mode) else { return };
         entry.state = State::Trying(session, mode);
@@ -646,7 +665,8 @@ impl<R> Core<R> {
     fn open_for_trying(&mut self, now: Instant) {
         let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
         let opening = self.sessions.values().filter(is_for_trying).count();
-        let needed = if self.one_key_each { self.unasked.len() } else { 1 };
+        let needed =
+            if self.one_key_each { self.unasked.len() + self.queued_attempts() } else { 1 };
         for _ in opening..needed {
             if !self.may_open(now) {
                 return;
@@ -709,11 +729,18 @@ impl<R> Core<R> {
     /// Tries the keys that need a session for it, as far as there are any.
     fn serve(&mut self, now: Instant) {
         while self.session_for_trying().is_some() {
-            let Some(key) = self.next_unasked() else { return };
-            self.advance(key, now);
+            if let Some(key) = self.next_unasked() {
+                self.advance(key, now);
+            } else if let Some(attempt) = self.next_attempt() {
+                self.try_any(attempt, now);
+            } else {
+                return;
+            }
         }
         if let Some(key) = self.next_unasked() {
             self.unasked.push_front(key);
+            self.open_for_trying(now);
+        } else if self.next_attempt().is_some() {
             self.open_for_trying(now);
         }
     }
@@ -754,6 +781,7 @@ impl<R> Core<R> {
                 self.unasked.push_back(key);
             }
         }
+        self.fail_queued_attempts(&error);
         if self.unasked.is_empty() {
             // Nobody waits for it, so whoever comes next may try at once.
             self.open_again.due = None;
@@ -778,6 +806,7 @@ impl<R> Core<R> {
             }
             self.advance(key, now);
         }
+        self.lose_attempts(session, error, now);
     }
 
     fn order(&mut self, session: SessionId, order: Order) {

@@ -16,13 +16,13 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-use super::core::{Answer, Order, SessionId};
+use super::core::{Answer, Order, RequestId, SessionId};
 use super::fate::Fate;
 use super::{Shared, no_answer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
-use crate::session::{Call, LockId, Session};
+use crate::session::{Call, LockId, Range, Session};
 
 /// How many calls are under way at a time, so that the answers to them find room wherever they wait.
 const CALLS_MAX: usize = 256;
@@ -32,6 +32,8 @@ pub(super) enum Message {
     Order(Order),
     /// Take a token for a lock that is held.
     Fence(LockId, oneshot::Sender<Result<Fence>>),
+    /// See which keys are locked by anybody.
+    Locked(Range, oneshot::Sender<Result<Vec<i32>>>),
     /// Look whether the session is alive, without asking the server.
     Look(oneshot::Sender<()>),
 }
@@ -110,6 +112,11 @@ impl Driver {
                 let fence = still_there(session.token_for_held(lock).await)?;
                 let _ = done.send(fence);
             }
+            Some(Message::Locked(range, done)) => {
+                let locked = still_there(session.locked(range).await)?;
+                let _ = done.send(locked);
+            }
+            Some(Message::Order(Order::TryAny(attempt))) => self.try_any(attempt, session).await?,
             Some(Message::Order(Order::Try(lock))) => {
                 self.make(Call::TryLock(lock), session).await?;
             }
@@ -165,6 +172,20 @@ impl Driver {
             (Call::Unlock(lock), Ok(_)) => (lock, Answer::Released),
         });
         self.answer(answers, session);
+        Ok(())
+    }
+
+    async fn try_any(&self, attempt: RequestId, session: &mut Session) -> Result<(), End> {
+        let Some(shared) = self.shared.upgrade() else { return Ok(()) };
+        let choice = shared.with(|core, now| core.choose(self.id, attempt, now));
+        drop(shared);
+        let Some(choice) = choice else { return Ok(()) };
+        let acquired = still_there(session.try_any(&choice).await)?;
+        // Before somebody gets a guard that relies on it.
+        self.fate.renew(session.certain_until());
+        if let Some(shared) = self.shared.upgrade() {
+            shared.with(|core, now| core.answered_any(self.id, attempt, acquired, now));
+        }
         Ok(())
     }
 

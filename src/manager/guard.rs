@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -15,7 +16,7 @@ use super::{Shared, Told, no_answer};
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
-use crate::session::LockId;
+use crate::session::{LockId, Range};
 
 /// A lock that a [`LockManager`](crate::LockManager) holds for whoever has this.
 ///
@@ -164,6 +165,27 @@ impl Guard {
             (Some(error), _) | (None, Told::Failed(error)) => Err(self.about(error)),
             (None, _) => Ok(()),
         }
+    }
+
+    /// Asks the session that holds the lock which keys are locked by anybody: their second numbers.
+    pub(crate) async fn locked(&self, range: Range) -> Result<Vec<i32>> {
+        let (done, locked) = oneshot::channel();
+        self.shared.tell(self.session, Message::Locked(range, done));
+        match locked.await {
+            Ok(locked) => locked,
+            Err(_) => Err(self.lost().await),
+        }
+    }
+
+    /// Another guard for what this one has, which then has nothing left to release.
+    pub(crate) fn transfer(&mut self) -> Self {
+        let released = mem::replace(&mut self.released, true);
+        let (shared, fate) = (Arc::clone(&self.shared), Arc::clone(&self.fate));
+        Self { shared, session: self.session, lock: self.lock, fate, released }
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released
     }
 
     /// The session that holds the lock.

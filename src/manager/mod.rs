@@ -14,6 +14,7 @@
 //! The manager, its guards and whoever waits for a lock keep `Shared` alive. Its sessions do not: without
 //! it, they close.
 
+mod any;
 mod core;
 mod driver;
 mod fate;

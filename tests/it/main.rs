@@ -32,6 +32,7 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod semaphores;
 mod sets;
 mod slices;
 mod stage;

@@ -1,4 +1,4 @@
-//! Calls for several locks can be dropped at each point where they wait, and leave nothing behind.
+//! Calls for several locks and for permits can be dropped at each point where they wait, and leave nothing behind.
 //!
 //! A call is polled never, once, twice and so on until it completes before it is dropped. Each time the
 //! server soon has the locks that somebody has a guard for, and the next call works.
@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use pglock::{Guard, Key, LockManager, Result};
+use pglock::{Guard, Key, LockManager, Result, Semaphore};
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, role};
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -35,8 +35,10 @@ const fn call(owner: &'static str, name: &'static str, begin: Begin) -> Call {
 
 const MANAGER: &str = "pglock::LockManager";
 const SET: &str = "pglock::GuardSet";
+const SEMAPHORE: &str = "pglock::Semaphore";
+const PERMIT: &str = "pglock::Permit";
 
-const CALLS: [Call; 7] = [
+const CALLS: [Call; 15] = [
     call(MANAGER, "lock_all", |bob, keys| {
         Box::pin(async move { bob.lock_all(keys).await.map(drop) })
     }),
@@ -63,7 +65,53 @@ const CALLS: [Call; 7] = [
             closed
         })
     }),
+    call(SEMAPHORE, "acquire", |bob, keys| {
+        Box::pin(async move { semaphore(&bob, keys, 2).acquire().await.map(drop) })
+    }),
+    call(SEMAPHORE, "try_acquire", |bob, keys| {
+        Box::pin(async move { semaphore(&bob, keys, 2).try_acquire().await.map(drop) })
+    }),
+    call(SEMAPHORE, "acquire_timeout", |bob, keys| {
+        Box::pin(async move { semaphore(&bob, keys, 2).acquire_timeout(SHORT).await.map(drop) })
+    }),
+    // It waits at the turnstile, until it has the permit that is given back.
+    call(SEMAPHORE, "acquire", |bob, keys| {
+        Box::pin(async move {
+            let semaphore = semaphore(&bob, keys, 1);
+            let permit = semaphore.acquire().await?;
+            let releasing = async {
+                assert!(semaphore.acquire_timeout(SHORT).await?.is_none());
+                permit.release().await
+            };
+            let (released, acquired) = tokio::join!(releasing, semaphore.acquire());
+            released.and(acquired.map(drop))
+        })
+    }),
+    call(PERMIT, "release", |bob, keys| {
+        Box::pin(async move { semaphore(&bob, keys, 1).acquire().await?.release().await })
+    }),
+    call(PERMIT, "hold", |bob, keys| {
+        Box::pin(
+            async move { semaphore(&bob, keys, 1).acquire().await?.hold(several_turns()).await },
+        )
+    }),
+    call(PERMIT, "fencing_token", |bob, keys| {
+        Box::pin(async move {
+            semaphore(&bob, keys, 1).acquire().await?.fencing_token().await.map(drop)
+        })
+    }),
+    call(PERMIT, "lost", |bob, keys| {
+        Box::pin(async move {
+            let permit = semaphore(&bob, keys, 1).acquire().await?;
+            let (_, closed) = tokio::join!(permit.lost(), bob.close());
+            closed
+        })
+    }),
 ];
+
+fn semaphore(bob: &LockManager, keys: Keys, permits: u32) -> Semaphore {
+    bob.semaphore(&format!("drops of {:?}", keys[0]), permits)
+}
 
 /// Whether the call is dropped here.
 pub(crate) fn drops(owner: &str, name: &str) -> bool {
@@ -121,7 +169,9 @@ impl Call {
         for polls in 0.. {
             assert!(polls < POLLS_MAX, "{} is never done", self.name);
             let what = format!("{} of {} while {before:?}, {polls} polls", self.name, self.owner);
-            let bob = LockManager::new(stage.config_by(url, "bob"));
+            let bob = LockManager::builder(stage.config_by(url, "bob"));
+            // Whoever waits for a permit does so at the turnstile.
+            let bob = bob.hand_overs(0, Duration::ZERO).build();
             let called = poll_times(polls, (self.begin)(bob.clone(), keys));
             // What nobody wakes is not polled.
             let called = timeout(SHORT * 10, called).await;

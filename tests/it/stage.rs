@@ -141,6 +141,28 @@ impl<'a> Stage<'a> {
         self.look.value(&sql).parse().unwrap()
     }
 
+    /// The process that holds a key of two numbers.
+    pub(crate) fn pid_of_holder(&mut self, key: Key) -> i32 {
+        self.of_key("min(pid)", key, true).parse().unwrap()
+    }
+
+    /// How many sessions hold a key of two numbers.
+    pub(crate) fn holders_of(&mut self, key: Key) -> String {
+        self.of_key("count(*)", key, true)
+    }
+
+    /// How many sessions wait for a key of two numbers.
+    pub(crate) fn waits_for(&mut self, key: Key) -> String {
+        self.of_key("count(*)", key, false)
+    }
+
+    fn of_key(&mut self, what: &str, key: Key, granted: bool) -> String {
+        self.look.value(&format!(
+            "SELECT {what} FROM pg_locks WHERE locktype = 'advisory' AND granted = {granted} \
+             AND objsubid = 2 AND (classid::bigint << 32 >> 32, objid::bigint << 32 >> 32) = {key}"
+        ))
+    }
+
     /// A column of `pg_stat_activity` for `actor`.
     pub(crate) fn activity(&mut self, actor: &str, column: &str) -> String {
         let name = self.application_name(actor);
