@@ -83,7 +83,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 14] = [
+const EXPECTED: [(&str, &str); 15] = [
     (
         "basic",
         "\
@@ -129,6 +129,16 @@ Cleo resigns
 a transfer has both of its accounts
 another process gets one of them: false
 and now that the transfer is done with it: true
+",
+    ),
+    (
+        "manager_resource_pool",
+        "\
+Ann, Bert and Carl have the slots {0, 1, 2}
+Dora gets one without waiting: false
+Bert works on and leaves
+Dora has waited and has Bert's slot: true
+40 tasks of two processes used them, 3 at most at a time: true
 ",
     ),
     (
