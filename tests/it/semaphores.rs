@@ -428,13 +428,17 @@ async fn a_full_lock_table_is_told_and_leaves_no_slot_behind() {
     let alice = LockManager::new(cluster.url_for(&role::TRUST).parse().unwrap());
     let semaphore = alice.semaphore("full", 5);
     let _permit = soon(semaphore.acquire()).await.unwrap();
-    let mut guards = Vec::new();
-    for object in 0.. {
-        match soon(alice.try_lock((7_300, object))).await {
-            Ok(guard) => guards.push(guard.unwrap()),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::OutOfLockMemory, "{error}");
-                break;
+    let mut taken = Vec::new();
+    // Hundreds, as long as there is room for one, and then single ones.
+    for (class, size) in [(7_300, 100), (7_301, 1)] {
+        for set in 0.. {
+            let keys = (set * size..(set + 1) * size).map(|object| (class, object));
+            match soon(alice.try_lock_all(keys)).await {
+                Ok(set) => taken.push(set.unwrap()),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::OutOfLockMemory, "{error}");
+                    break;
+                }
             }
         }
     }
@@ -446,7 +450,7 @@ async fn a_full_lock_table_is_told_and_leaves_no_slot_behind() {
         assert!(!error.is_lost() && error.to_string().contains("semaphore \"full\""), "{error}");
     }
     // There is room again, also for a look.
-    drop(guards);
+    drop(taken);
     let rest = all_of(&semaphore, 4).await;
     assert!(soon(semaphore.try_acquire()).await.unwrap().is_none());
     drop(rest);
