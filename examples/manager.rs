@@ -24,18 +24,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let total: u32 = accounts.iter().map(|account| account.balance.load(SeqCst)).sum();
     println!("{TASKS} tasks posted {total} to {ACCOUNTS} accounts");
 
-    // Two keys at a time: in the same order everywhere.
-    let from = manager.lock("example-account-1").await?;
-    let to = manager.lock("example-account-2").await?;
+    // Two keys at a time: whatever their order here, nobody waits in a circle.
+    let accounts = manager.lock_all(["example-account-2", "example-account-1"]).await?;
     println!("a transfer has both of its accounts");
     // Another process would have a manager of its own.
     let elsewhere = LockManager::new(Config::from_env()?);
     let reached = elsewhere.try_lock("example-account-2").await?.is_some();
     println!("another process gets one of them: {reached}");
-    to.unlock().await?;
+    accounts.unlock().await?;
     let reached = elsewhere.try_lock("example-account-2").await?.is_some();
     println!("and now that the transfer is done with it: {reached}");
-    drop(from);
 
     elsewhere.close().await?;
     Ok(manager.close().await?)

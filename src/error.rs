@@ -44,7 +44,8 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A connection string, environment variable or setting is wrong or not supported.
+    /// A connection string, environment variable or setting is wrong or not supported; or programs go by
+    /// different numbers of permits of a [`Semaphore`](crate::Semaphore).
     Config,
     /// The server could not be reached, or the connection ended before the login did.
     Connect,

@@ -8,6 +8,14 @@ use std::fmt;
 /// them apart: [`Key::bigint(1)`](Key::bigint) and [`Key::pair(0, 1)`](Key::pair) never exclude
 /// each other. Keys belong to one database of a server: the same key in two databases is two locks.
 ///
+/// # Order
+///
+/// Keys are ordered: those of one `bigint` first, by their number, and then those of two `integer`s, by
+/// the first and then by the second. Programs that take several keys in this order, as
+/// [`LockManager::lock_all`](crate::LockManager::lock_all) does, never wait for each other in a circle.
+///
+/// # Names
+///
 /// A name is hashed to a `bigint` key. Every session that uses the same name, in this crate or in a
 /// program that uses the same derivation (go-pglock's `hashToInt64`), means the same lock.
 ///
@@ -144,6 +152,22 @@ mod tests {
     #[test]
     fn an_empty_name_hashes_to_the_offset_basis() {
         assert_eq!(Key::from_name(""), Key::bigint(-3_750_763_034_362_895_579));
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_their_numbers() {
+        let in_order = [
+            Key::bigint(i64::MIN),
+            Key::bigint(-1),
+            Key::bigint(0),
+            Key::bigint(i64::MAX),
+            Key::pair(i32::MIN, 7),
+            Key::pair(-1, 7),
+            Key::pair(0, -1),
+            Key::pair(0, 0),
+            Key::pair(1, i32::MIN),
+        ];
+        assert!(in_order.is_sorted());
     }
 
     #[test]

@@ -28,6 +28,7 @@
 //! - [`Session`] is one connection that holds any number of keys.
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
+//! - [`Semaphore`] lets so many at a time, of all programs that use its name.
 //! - [`Election`] has one candidate of many lead, on a manager.
 //! - [`Stats`] says what a manager has, and what it has done.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
@@ -88,6 +89,7 @@ mod manager;
 mod net;
 pub mod protocol;
 mod secret;
+mod semaphore;
 mod session;
 mod trace;
 
@@ -99,10 +101,11 @@ pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
-pub use manager::{Guard, LockManager, LockManagerBuilder, Stats, WaitTimes};
+pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder, Stats, WaitTimes};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;
+pub use semaphore::{Permit, Semaphore};
 pub use session::{Canceller, Session};
 
 /// Compiles the README's program with the tests of the documentation.

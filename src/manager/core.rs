@@ -30,10 +30,13 @@
 //!
 //! Through a pooler no session is shared: each tries, waits for and holds one key.
 //!
+//! A request may also be for any one of several keys: see [`any`].
+//!
 //! The core is told of requests, releases, answers, ends of sessions and the time, and gives commands.
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
 //! simulated time as well.
 
+mod any;
 mod inspection;
 mod queue;
 
@@ -41,6 +44,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use self::any::Attempt;
 use self::inspection::Inspections;
 use self::queue::{Queue, Request};
 use super::stats::Stats;
@@ -96,9 +100,11 @@ pub(super) enum Command<R> {
 /// What a session is to do. It does one thing after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// [`Core::answered`] follows, as it does for all but the last two.
+    /// [`Core::answered`] follows, as it does for all that say nothing else.
     Try(LockId),
     Wait(LockId),
+    /// Try the locks that [`Core::choose`] says by then. [`Core::answered_any`] follows if it says any.
+    TryAny(RequestId),
     /// End the wait. Its answer is what follows.
     Withdraw,
     /// See whether another session waits for a lock that is held.
@@ -154,6 +160,8 @@ pub(super) struct Grant {
 pub(super) struct Core<R> {
     limits: Limits,
     keys: BTreeMap<Key, Entry<R>>,
+    /// Requests for one of several keys.
+    attempts: BTreeMap<RequestId, Attempt<R>>,
     sessions: BTreeMap<SessionId, Seat>,
     shared: Option<SessionId>,
     /// Whether a session holds one key only.
@@ -258,6 +266,7 @@ impl<R> Core<R> {
         Self {
             limits,
             keys: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             sessions: BTreeMap::new(),
             shared: None,
             one_key_each: false,
@@ -298,6 +307,15 @@ impl<R> Core<R> {
     /// For how long no session is opened, after one that could not be.
     pub(super) fn pause_before_opening(&self, now: Instant) -> Option<Duration> {
         self.open_again.due.map(|due| due.saturating_duration_since(now))
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// How many locks can be held at a time, if each takes a session.
+    pub(super) fn locks_max(&self) -> Option<usize> {
+        self.one_key_each.then_some(self.limits.sessions)
     }
 
     /// Somebody wants a lock, and is replied to.
@@ -506,6 +524,7 @@ impl<R> Core<R> {
         for caller in self.inspections.drain() {
             self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
         }
+        self.close_attempts();
         (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
@@ -535,9 +554,9 @@ impl<R> Core<R> {
 impl<R> Core<R> {
     /// Whether nothing is held, awaited or being done.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.keys.is_empty()
-            && self.inspections.is_empty()
-            && self.sessions.values().all(|seat| seat.keys == 0)
+        let asks_for_nothing =
+            self.keys.is_empty() && self.attempts.is_empty() && self.inspections.is_empty();
+        asks_for_nothing && self.sessions.values().all(|seat| seat.keys == 0)
     }
 }
 
@@ -585,6 +604,9 @@ impl<R> Core<R> {
             }
             return;
         };
+        if self.defers(key) {
+            return;
+        }
         let Some(entry) = self.keys.get_mut(&key) else { return };
         let Some(mode) = entry.queue.head().map(|head| head.mode) else { return };
         entry.state = State::Trying(session, mode);
@@ -700,8 +722,8 @@ impl<R> Core<R> {
     fn open_for_trying(&mut self, now: Instant) {
         let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
         let opening = self.sessions.values().filter(is_for_trying).count();
-        let inspections = self.inspections.sessions_needed();
-        let needed = if self.one_key_each { self.unasked.len() + inspections } else { 1 };
+        let others = self.queued_attempts() + self.inspections.sessions_needed();
+        let needed = if self.one_key_each { self.unasked.len() + others } else { 1 };
         for _ in opening..needed {
             if !self.may_open(now) {
                 return;
@@ -764,11 +786,18 @@ impl<R> Core<R> {
     /// Tries the keys that need a session for it, as far as there are any.
     fn serve(&mut self, now: Instant) {
         while self.session_for_trying().is_some() {
-            let Some(key) = self.next_unasked() else { break };
-            self.advance(key, now);
+            if let Some(key) = self.next_unasked() {
+                self.advance(key, now);
+            } else if let Some(attempt) = self.next_attempt() {
+                self.try_any(attempt, now);
+            } else {
+                break;
+            }
         }
         if let Some(key) = self.next_unasked() {
             self.unasked.push_front(key);
+            self.open_for_trying(now);
+        } else if self.next_attempt().is_some() {
             self.open_for_trying(now);
         }
         self.ask_what_is_to_be_inspected(now);
@@ -811,6 +840,7 @@ impl<R> Core<R> {
                 self.unasked.push_back(key);
             }
         }
+        self.fail_queued_attempts(&error);
         if self.unasked.is_empty() {
             // Nobody waits for it, so whoever comes next may try at once.
             self.open_again.due = None;
@@ -835,6 +865,7 @@ impl<R> Core<R> {
             }
             self.advance(key, now);
         }
+        self.lose_attempts(session, error, now);
     }
 
     fn order(&mut self, session: SessionId, order: Order) {

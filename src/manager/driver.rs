@@ -12,17 +12,18 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-use super::core::{Answer, Order, SessionId};
+use super::core::{Answer, Core, Order, RequestId, SessionId};
 use super::fate::Fate;
-use super::{Shared, no_answer};
+use super::{Shared, Told, no_answer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
-use crate::session::{Call, LockId, Session};
+use crate::session::{Call, LockId, Range, Session};
 use crate::trace;
 
 /// How many calls are made together, so that none waits for long for the answer to all of them.
@@ -33,6 +34,8 @@ pub(super) enum Message {
     Order(Order),
     /// Take a token for a lock that is held.
     Fence(LockId, oneshot::Sender<Result<Fence>>),
+    /// See which keys are locked by anybody.
+    Locked(Range, oneshot::Sender<Result<Vec<i32>>>),
     /// Look whether the session is alive, without asking the server.
     Look(oneshot::Sender<()>),
 }
@@ -128,6 +131,13 @@ impl Driver {
                     let _ = done.send(fence);
                 }
             }
+            Some(Message::Locked(range, done)) => {
+                let asked = self.unless_ended(session.locked(range), |_| false).await;
+                if let Some(locked) = asked.map(still_there).transpose()? {
+                    let _ = done.send(locked);
+                }
+            }
+            Some(Message::Order(Order::TryAny(attempt))) => self.try_any(attempt, session).await?,
             Some(Message::Order(Order::Try(lock))) => {
                 self.make(Call::TryLock(lock), session).await?;
             }
@@ -162,6 +172,10 @@ impl Driver {
     /// more round trips than what one wants.
     async fn make(&mut self, first: Call, session: &mut Session) -> Result<(), End> {
         let mut calls = vec![first];
+        if let Some(shared) = self.shared.upgrade() {
+            // Whoever orders several things at once has done so by then.
+            drop(shared.state());
+        }
         while calls.len() < CALLS_MAX && session.takes_batches() {
             match self.messages.try_recv() {
                 Ok(Message::Order(Order::Try(lock))) => calls.push(Call::TryLock(lock)),
@@ -192,6 +206,16 @@ impl Driver {
             (call.lock(), answer)
         });
         self.answer(answers, session);
+        Ok(())
+    }
+
+    async fn try_any(&self, attempt: RequestId, session: &mut Session) -> Result<(), End> {
+        let Some(shared) = self.shared.upgrade() else { return Ok(()) };
+        let choice = shared.with(|core, now| core.choose(self.id, attempt, now));
+        drop(shared);
+        let Some(choice) = choice else { return Ok(()) };
+        let acquired = still_there(session.try_any(&choice).await)?;
+        self.tell(session, |core, now| core.answered_any(self.id, attempt, acquired, now));
         Ok(())
     }
 
@@ -286,17 +310,26 @@ impl Driver {
     }
 
     fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
+        self.tell(session, |core, now| {
+            for (lock, answer) in answers {
+                core.answered(self.id, lock.key, answer, now);
+            }
+        });
+    }
+
+    /// Tells the core what has come of an order, unless the session is over.
+    fn tell(
+        &self,
+        session: &Session,
+        tell: impl FnOnce(&mut Core<oneshot::Sender<Told>>, Instant),
+    ) {
         // Before somebody gets a guard that relies on it.
         self.fate.renew(session.certain_until());
         if self.said_to_be_lost().is_some() {
             return;
         }
         if let Some(shared) = self.shared.upgrade() {
-            shared.with(|core, now| {
-                for (lock, answer) in answers {
-                    core.answered(self.id, lock.key, answer, now);
-                }
-            });
+            shared.with(tell);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 
 use tokio::sync::oneshot;
 
@@ -15,7 +16,7 @@ use super::{Shared, Told, no_answer};
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
-use crate::session::LockId;
+use crate::session::{LockId, Range};
 
 /// A lock that a [`LockManager`](crate::LockManager) holds for whoever has this.
 ///
@@ -114,30 +115,7 @@ impl Guard {
     /// ```
     pub async fn hold<T>(&self, work: impl Future<Output = T>) -> Result<T> {
         self.look().await?;
-        let mut work = pin!(work);
-        let done = {
-            let mut lost = pin!(self.lost());
-            let mut look = None;
-            poll_fn(|cx| {
-                // The work may be woken before the task that would notice the loss.
-                if look.is_none() && self.fate.may_have_news() {
-                    look = Some(self.ask_for_a_look());
-                }
-                if let Some(looked) = &mut look {
-                    // A session that cannot say so is over.
-                    let _ = ready!(Pin::new(looked).poll(cx));
-                    look = None;
-                }
-                if let Some(error) = self.fate.error() {
-                    return Poll::Ready(Err(self.about(error)));
-                }
-                match lost.as_mut().poll(cx) {
-                    Poll::Ready(error) => Poll::Ready(Err(error)),
-                    Poll::Pending => work.as_mut().poll(cx).map(Ok),
-                }
-            })
-            .await?
-        };
+        let done = unless_lost(work, self.lost(), &[self]).await?;
         // Work that kept the thread busy may have outlived the lock: that is no success.
         self.look().await?;
         Ok(done)
@@ -183,6 +161,10 @@ impl Guard {
         let (caller, told) = oneshot::channel();
         self.released = true;
         self.give_back(Some(caller));
+        self.confirmed(told).await
+    }
+
+    async fn confirmed(&self, told: oneshot::Receiver<Told>) -> Result<()> {
         let told = told.await.unwrap_or_else(|_| Told::Failed(no_answer()));
         match (self.fate.error(), told) {
             (Some(error), _) | (None, Told::Failed(error)) => Err(self.about(error)),
@@ -190,8 +172,39 @@ impl Guard {
         }
     }
 
+    /// Asks the session that holds the lock which keys are locked by anybody: their second numbers.
+    pub(crate) async fn locked(&self, range: Range) -> Result<Vec<i32>> {
+        let (done, locked) = oneshot::channel();
+        self.shared.tell(self.session, Message::Locked(range, done));
+        match locked.await {
+            Ok(locked) => locked,
+            Err(_) => Err(self.lost().await),
+        }
+    }
+
+    /// Another guard for what this one has, which then has nothing left to release.
+    pub(crate) fn transfer(&mut self) -> Self {
+        let released = mem::replace(&mut self.released, true);
+        let (shared, fate) = (Arc::clone(&self.shared), Arc::clone(&self.fate));
+        Self { shared, session: self.session, lock: self.lock, fate, released }
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released
+    }
+
+    /// The session that holds the lock.
+    pub(super) fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Why the lock is lost, if it is: as [`is_held`](Guard::is_held) knows.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.fate.error().map(|error| self.about(error))
+    }
+
     /// Makes sure that the session is alive as far as this side can know.
-    async fn look(&self) -> Result<()> {
+    pub(super) async fn look(&self) -> Result<()> {
         let looked = self.ask_for_a_look().await;
         match (self.fate.error(), looked) {
             (Some(error), _) => Err(self.about(error)),
@@ -215,6 +228,57 @@ impl Guard {
     fn about(&self, error: Error) -> Error {
         error.context(format!("{} lock on key {}", self.lock.mode, self.lock.key))
     }
+}
+
+/// What the work comes to, unless one of these guards, which share no session, is lost before.
+pub(super) async fn unless_lost<T>(
+    work: impl Future<Output = T>,
+    lost: impl Future<Output = Error>,
+    guards: &[&Guard],
+) -> Result<T> {
+    let (mut work, mut lost) = (pin!(work), pin!(lost));
+    let mut looks = Vec::new();
+    poll_fn(|cx| {
+        // The work may be woken before the task that would notice the loss.
+        if looks.is_empty() {
+            let may_have_news = guards.iter().filter(|guard| guard.fate.may_have_news());
+            looks.extend(may_have_news.map(|guard| guard.ask_for_a_look()));
+        }
+        // A session that cannot say so is over.
+        looks.retain_mut(|looked| Pin::new(looked).poll(cx).is_pending());
+        if !looks.is_empty() {
+            return Poll::Pending;
+        }
+        if let Some(error) = guards.iter().find_map(|guard| guard.error()) {
+            return Poll::Ready(Err(error));
+        }
+        match lost.as_mut().poll(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => work.as_mut().poll(cx).map(Ok),
+        }
+    })
+    .await
+}
+
+/// Releases the locks of one manager together. If one was lost before, this says why.
+pub(super) async fn unlock_all(mut guards: Vec<Guard>) -> Result<()> {
+    let Some(shared) = guards.first().map(|guard| Arc::clone(&guard.shared)) else {
+        return Ok(());
+    };
+    let told: Vec<_> = shared.with(|core, now| {
+        let release = |guard: &mut Guard| {
+            let (caller, told) = oneshot::channel();
+            guard.released = true;
+            core.release(guard.session, guard.lock.key, Some(caller), now);
+            told
+        };
+        guards.iter_mut().map(release).collect()
+    });
+    let mut result = Ok(());
+    for (guard, told) in guards.iter().zip(told) {
+        result = result.and(guard.confirmed(told).await);
+    }
+    result
 }
 
 impl Drop for Guard {

@@ -14,10 +14,12 @@
 //! The manager, its guards and whoever waits for a lock keep `Shared` alive. Its sessions do not: without
 //! it, they close.
 
+mod any;
 mod core;
 mod driver;
 mod fate;
 mod guard;
+mod set;
 #[cfg(test)]
 mod simulation;
 mod stats;
@@ -41,6 +43,7 @@ use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
 use crate::trace;
 pub use guard::Guard;
+pub use set::GuardSet;
 pub use stats::{Stats, WaitTimes};
 
 /// How many sessions a manager has at most, if nothing else is said.
@@ -416,6 +419,8 @@ struct Shared {
     runtime: OnceLock<Handle>,
     /// The clock's next time has changed.
     rescheduled: Arc<Notify>,
+    /// Who collects a set of locks through a pooler.
+    turn_of_sets: tokio::sync::Mutex<()>,
 }
 
 struct State {
@@ -443,6 +448,7 @@ impl Shared {
             }),
             runtime: OnceLock::new(),
             rescheduled: Arc::default(),
+            turn_of_sets: tokio::sync::Mutex::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{
@@ -19,7 +20,7 @@ use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
-use crate::session::LockId;
+use crate::session::{Choice, LockId};
 
 const SEEDS: u64 = 2_000;
 /// In how many a defect has to show itself.
@@ -80,16 +81,22 @@ enum Defect {
     ForgetsRelease,
     /// The core is never told the time.
     Oversleeps,
+    /// Of several locks, those are tried as well that the core does not name.
+    TriesMore,
+    /// Of several locks, two are taken.
+    TakesTwo,
 }
 
 impl Defect {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::KeepsReleased,
         Self::TakesBusyForAcquired,
         Self::HidesLoss,
         Self::KeepsWaiting,
         Self::ForgetsRelease,
         Self::Oversleeps,
+        Self::TriesMore,
+        Self::TakesTwo,
     ];
 }
 
@@ -116,6 +123,8 @@ impl Default for Seen {
             "inspected",
             "not inspected",
             "inspection forgotten",
+            "one of several",
+            "none of several",
         ];
         Self(all.into_iter().map(|what| (what, 0)).collect())
     }
@@ -157,6 +166,10 @@ impl Server {
         }
         self.holders.entry(lock.key).or_default().insert(party, lock.mode);
         true
+    }
+
+    fn holds(&self, party: Party, key: Key) -> bool {
+        self.holders.get(&key).is_some_and(|holders| holders.contains_key(&party))
     }
 
     fn is_busy(&self, lock: LockId) -> bool {
@@ -253,6 +266,7 @@ enum Outcome {
     Failed,
     Probed(bool),
     Inspected(RequestId),
+    One(LockId),
 }
 
 /// A session as its task drives it.
@@ -263,6 +277,8 @@ struct Session {
     is_over: bool,
     orders: VecDeque<Order>,
     doing: Option<Order>,
+    /// What it tries, if it is to try several locks.
+    choice: Option<Arc<Choice>>,
     /// Which of its orders that is.
     done: u64,
     answering: bool,
@@ -271,7 +287,8 @@ struct Session {
 #[derive(Debug)]
 struct Task {
     turns_left: u32,
-    wants: Option<(RequestId, LockId)>,
+    /// This lock, or any one.
+    wants: Option<(RequestId, Option<LockId>)>,
     guard: Option<(SessionId, LockId)>,
 }
 
@@ -327,7 +344,7 @@ struct World {
     inspectors: Vec<Option<RequestId>>,
     /// The last request that was granted of each key.
     granted: BTreeMap<Key, RequestId>,
-    keys: u64,
+    keys: i32,
     seen: Seen,
     /// What the core should have counted.
     counted: Counted,
@@ -362,7 +379,7 @@ impl World {
             strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
             inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
-            keys: 1 + random.up_to(4),
+            keys: 1 + i32::try_from(random.up_to(4)).unwrap(),
             seen: Seen::default(),
             counted: Counted::default(),
             happening: None,
@@ -438,7 +455,8 @@ impl World {
 
     fn go_on(&mut self, number: u64) {
         let (now, forgets) = (self.now, self.has(Defect::ForgetsRelease));
-        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let key = self.any_key();
+        let wants_any = self.random.one_in(3);
         let mode = if self.random.one_in(2) { Mode::Exclusive } else { Mode::Shared };
         let patience = if self.random.one_in(3) { Patience::None } else { Patience::Waits };
         let task = &mut self.tasks[usize::try_from(number).unwrap()];
@@ -452,10 +470,16 @@ impl World {
             return;
         }
         task.turns_left -= 1;
-        let lock = LockId { key, mode };
-        let request = self.core.request(lock, patience, number, now);
         self.counted.requests += 1;
-        task.wants = Some((request, lock));
+        if wants_any {
+            let choice = all_of(self.keys);
+            task.wants = Some((self.core.request_any(choice, number, now), None));
+        } else {
+            let lock = LockId { key, mode };
+            let request = self.core.request(lock, patience, number, now);
+            task.wants = Some((request, Some(lock)));
+        }
+        let Some((request, _)) = task.wants else { return };
         if self.random.one_in(4) {
             self.after(100, Event::TimeOut(number, request));
         }
@@ -465,15 +489,23 @@ impl World {
         let task = &mut self.tasks[usize::try_from(number).unwrap()];
         if let Some((_, lock)) = task.wants.take_if(|(wanted, _)| *wanted == request) {
             self.seen.note("given up");
-            self.core.give_up(lock.key, request, self.now);
+            match lock {
+                Some(lock) => _ = self.core.give_up(lock.key, request, self.now),
+                None => self.core.give_up_any(request),
+            }
             self.counted.given_up += 1;
             self.after(50, Event::Task(number));
         }
     }
 
+    fn any_key(&mut self) -> Key {
+        let keys = u64::try_from(self.keys).unwrap();
+        Key::pair(0, i32::try_from(self.random.up_to(keys)).unwrap())
+    }
+
     fn stranger_goes_on(&mut self, number: u64) {
         let party = Party::Stranger(number);
-        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let key = self.any_key();
         let mode = if self.random.one_in(2) { Mode::Exclusive } else { Mode::Shared };
         let (turns_left, wants) = &mut self.strangers[usize::try_from(number).unwrap()];
         if let Some(key) = wants.take() {
@@ -491,7 +523,7 @@ impl World {
     }
 
     fn inspector_goes_on(&mut self, number: u64) {
-        let key = Key::bigint(i64::try_from(self.random.up_to(self.keys)).unwrap());
+        let key = self.any_key();
         let wants = &mut self.inspectors[usize::try_from(number).unwrap()];
         if let Some(id) = wants.take() {
             self.seen.note("inspection forgotten");
@@ -542,12 +574,49 @@ impl World {
                 session.doing = session.orders.pop_front();
                 session.answering = false;
                 session.done += 1;
-                if session.doing.is_some() {
-                    let number = session.done;
-                    self.after(20, Event::Begin(id, number));
+                let number = session.done;
+                match session.doing {
+                    Some(Order::TryAny(attempt)) => self.choose(id, attempt),
+                    Some(_) => self.after(20, Event::Begin(id, number)),
+                    None => {}
                 }
             }
         }
+    }
+
+    /// Asks the core which of several locks to try.
+    fn choose(&mut self, id: SessionId, attempt: RequestId) {
+        let choice = self.core.choose(id, attempt, self.now);
+        let tries_more = self.has(Defect::TriesMore);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(choice) = choice else {
+            session.doing = None;
+            return self.go_on_with(id);
+        };
+        session.choice = Some(if tries_more { Arc::new(all_of(self.keys)) } else { choice });
+        let number = session.done;
+        // A pooler may have no server connection for a while.
+        let within = if self.one_key_each { 100 } else { 20 };
+        self.after(within, Event::Begin(id, number));
+    }
+
+    /// Takes the first of them that is free.
+    fn take_one(&mut self, party: Party, choice: &Choice) -> Result<Outcome, String> {
+        let takes_two = self.has(Defect::TakesTwo);
+        let mut taken = None;
+        for lock in choice.locks() {
+            if self.server.holds(party, lock.key) && taken.is_none() {
+                return Err(format!("{party:?} tries what it holds: {lock:?}"));
+            }
+            if !self.server.try_lock(party, lock) {
+                continue;
+            }
+            let is_second = taken.replace(lock).is_some();
+            if is_second || !takes_two {
+                break;
+            }
+        }
+        Ok(taken.map_or(Outcome::NotAcquired, Outcome::One))
     }
 
     /// The session, if the server has it and it still does this.
@@ -564,9 +633,16 @@ impl World {
             return Ok(());
         };
         let party = Party::Session(id);
+        let choice = session.choice.take();
         let outcome = match session.doing {
-            Some(Order::Try(_) | Order::Wait(_)) if fails => Outcome::Failed,
+            Some(Order::Try(_) | Order::Wait(_) | Order::TryAny(_)) if fails => Outcome::Failed,
+            Some(Order::TryAny(_)) => {
+                self.take_one(party, choice.as_deref().ok_or("nothing was chosen")?)?
+            }
             Some(Order::Try(lock)) => {
+                if self.server.holds(party, lock.key) {
+                    return Err(format!("session {id} tries what it holds: {lock:?}"));
+                }
                 let acquired = self.server.try_lock(party, lock) || takes_busy;
                 if acquired { Outcome::Acquired } else { Outcome::NotAcquired }
             }
@@ -649,18 +725,28 @@ impl World {
             self.core.inspected(id, question, Ok(Holders::nobody()), self.now);
             return self.go_on_with(id);
         }
+        if let Some(Order::TryAny(attempt)) = session.doing {
+            session.doing = None;
+            let answer = match outcome {
+                Outcome::One(lock) => Ok(Some(lock)),
+                Outcome::Failed => Err(full()),
+                _ => Ok(None),
+            };
+            self.core.answered_any(id, attempt, answer, self.now);
+            return self.go_on_with(id);
+        }
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
             session.doing.take()
         else {
             return;
         };
         let answer = match outcome {
-            Outcome::Acquired => Answer::Acquired,
+            Outcome::Acquired | Outcome::One(_) => Answer::Acquired,
             Outcome::NotAcquired => Answer::NotAcquired,
             Outcome::Released => Answer::Released,
             Outcome::Probed(awaited) => Answer::Probed { awaited },
             Outcome::Inspected(_) => return,
-            Outcome::Failed => Answer::Failed(Error::new(ErrorKind::OutOfLockMemory, "full")),
+            Outcome::Failed => Answer::Failed(full()),
         };
         self.core.answered(id, lock.key, answer, self.now);
         self.go_on_with(id);
@@ -730,12 +816,16 @@ impl World {
                 self.core.release(*session, lock.key, None, self.now);
             }
             (Reply::Granted(Grant { session, lock, .. }), Some((request, wanted))) => {
-                if wanted != *lock {
+                if wanted.is_some_and(|wanted| wanted != *lock) {
                     return Err(format!("task {number} got {lock:?} instead of {wanted:?}"));
                 }
-                let last = self.granted.insert(lock.key, request);
+                // Whoever wants any one is in no queue.
+                let last = wanted.and_then(|wanted| self.granted.insert(wanted.key, request));
                 if last.is_some_and(|last| last > request) {
                     return Err(format!("request {request} was granted after {last:?}"));
+                }
+                if wanted.is_none() {
+                    self.seen.note("one of several");
                 }
                 task.guard = Some((*session, *lock));
                 let others = |task: &&Task| task.guard.is_some_and(|(_, other)| other == *lock);
@@ -746,8 +836,9 @@ impl World {
                 self.seen.note(if by_release { "handed over" } else { "granted" });
                 self.after(30, Event::Task(number));
             }
-            (Reply::Busy, _) => {
-                self.seen.note("busy");
+            (Reply::Busy, wanted) => {
+                let of_several = matches!(wanted, Some((_, None)));
+                self.seen.note(if of_several { "none of several" } else { "busy" });
                 self.after(50, Event::Task(number));
             }
             (Reply::Failed(_), _) => {
@@ -872,6 +963,15 @@ impl World {
             let _ = writeln!(script, "{at:10.3} {}", line());
         }
     }
+}
+
+/// Any one of so many keys.
+fn all_of(keys: i32) -> Choice {
+    Choice { class: 0, objects: (0..keys).collect(), unless_taken: None }
+}
+
+fn full() -> Error {
+    Error::new(ErrorKind::OutOfLockMemory, "full")
 }
 
 fn lost() -> Error {

@@ -44,7 +44,15 @@ impl Means {
             (Self::Transaction { .. }, Function::Unlock) => {
                 connection.script("SELECT pg_catalog.pg_backend_pid(), true; ROLLBACK")
             }
-            (Self::Transaction { .. }, _) => connection.query(&function.query("xact_", lock)),
+            (Self::Transaction { .. }, _) => connection.query(&function.query(self.scope(), lock)),
+        }
+    }
+
+    /// What the names of the functions say of who holds the locks.
+    pub(super) fn scope(&self) -> &'static str {
+        match self {
+            Self::Calls | Self::Queries { .. } => "",
+            Self::Transaction { .. } => "xact_",
         }
     }
 

@@ -35,9 +35,11 @@
 //! unlock makes the books true, whatever its answer. If that answer shows that a lock was granted in
 //! time after all, to a caller who only ran out of time, it is tried for once more.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
+use super::choice::{Choice, Range, Unreadable};
 use super::lease::{Lease, Since};
 use crate::error::ServerError;
 use crate::fence::Fence;
@@ -74,7 +76,7 @@ const CANNOT_LOCK: [&str; 3] = ["08P01", "0A000", "42883"];
 pub(super) const OPERATOR_INTERVENTION: &str = "57P";
 
 /// What a caller wants of the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// Waits for the lock: until a time, if there is one, and for no longer than a slice.
     Lock {
@@ -85,6 +87,9 @@ pub(crate) enum Ask {
     },
     /// Takes the lock if it is free.
     TryLock(LockId),
+    /// Takes one of the locks, of which there has to be one, by a query that has one row. It begins with the
+    /// process that answers.
+    TryAny(Arc<Choice>),
     /// Releases the lock.
     Unlock(LockId),
     /// Releases the lock if the server holds it, which is not known.
@@ -97,6 +102,8 @@ pub(crate) enum Ask {
     /// Looks who holds the key, without changing anything, by statements that have one row. It begins with
     /// the process that answers.
     Holders(Key),
+    /// Looks which of the keys are locked, as for holders.
+    Locked(Range),
     /// Makes calls together, by a query of their own that has one row: see [`Machine::ask_batch`]. Only the
     /// row says what is held then, so it must not be given up.
     Batch,
@@ -116,6 +123,8 @@ pub(crate) enum Held {
 pub(crate) enum Outcome {
     /// The lock is held.
     Acquired,
+    /// This one of several locks is held.
+    AcquiredOne(LockId),
     /// The lock is not held: it was not free, not in time, or the wait was withdrawn.
     NotAcquired,
     /// The lock is not held any more.
@@ -386,19 +395,22 @@ impl Machine {
             return self.send_settling(settling).map(|()| Some(until));
         }
         let answer_by = self.answer_by(&ask, now);
-        let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_));
+        let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_) | Ask::TryAny(_));
+        let until;
         self.state = match &self.means {
             Means::Transaction { begin, .. } if takes => {
                 self.connection.script(begin)?;
+                until = ask.until(answer_by);
                 State::Opening(Asked::new(ask, answer_by))
             }
             _ => {
                 self.send(&ask)?;
                 ask.begin_slice(now);
+                until = ask.until(answer_by);
                 State::Asked(Asked::new(ask, answer_by))
             }
         };
-        Ok(ask.until(answer_by))
+        Ok(until)
     }
 
     /// Sends the query of a batch, as [`ask`](Self::ask) sends a request. The session's means have to be
@@ -454,6 +466,10 @@ impl Machine {
             Ask::Holders(key) => return self.connection.script(&Holders::query(*key)),
             // Its query is sent by who knows it.
             Ask::Batch => return Err(NotReady),
+            Ask::Locked(range) => return self.connection.query(&range.query()),
+            Ask::TryAny(choice) => {
+                return self.connection.query(&choice.query(self.means.scope()));
+            }
         };
         self.means.ask(function, lock, &mut self.connection)
     }
@@ -610,7 +626,9 @@ impl Machine {
     ) -> Result<(), Loss> {
         let expected = match (lock, &self.means, outcome) {
             (None, ..) => before,
-            (_, Means::Transaction { .. }, Outcome::Acquired) => TransactionStatus::InTransaction,
+            (_, Means::Transaction { .. }, Outcome::Acquired | Outcome::AcquiredOne(_)) => {
+                TransactionStatus::InTransaction
+            }
             _ => TransactionStatus::Idle,
         };
         match outcome {
@@ -716,11 +734,12 @@ impl Machine {
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
-            State::Asked(Asked { ask: Ask::Holders(_), answer_by, answer, .. })
-                if !is_lent && *answer_by <= now =>
-            {
-                Err(stuck_or(answer.take(), Loss::NotServed))
-            }
+            State::Asked(Asked {
+                ask: Ask::Holders(_) | Ask::Locked(_),
+                answer_by,
+                answer,
+                ..
+            }) if !is_lent && *answer_by <= now => Err(stuck_or(answer.take(), Loss::NotServed)),
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
                 let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
                 Err(stuck_or(answer.take(), Loss::Silent(patience)))
@@ -752,7 +771,7 @@ impl Machine {
                 ..
             }) => {
                 self.state = State::Withdrawing(Withdrawing {
-                    ask: *ask,
+                    ask: ask.clone(),
                     answer: answer.take(),
                     cancel: Cancel::Due(now),
                     cancels_ended: 0,
@@ -803,8 +822,11 @@ impl Ask {
             | Self::Unlock(lock)
             | Self::Settle(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
+            // Where it counts, any of them stands for the transaction that holds it.
+            Self::TryAny(choice) => choice.locks().next(),
             Self::Fence { held: Held::Before, .. }
             | Self::Holders(_)
+            | Self::Locked(_)
             | Self::Heartbeat
             | Self::Batch => None,
         }
@@ -899,11 +921,23 @@ impl Asked {
                 answer.check_sign_of_life(means)?;
                 Ok(Next::Alive { wanted: self.wanted })
             }
-            (Ask::Fence { .. } | Ask::Holders(_), Answer::Row(row)) if means.is_elsewhere(&row) => {
-                Err(Loss::Moved)
+            (_, Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
+            (
+                Ask::Fence { .. } | Ask::Holders(_) | Ask::Locked(_) | Ask::Batch,
+                Answer::Row(row),
+            ) => done(Outcome::Row(row)),
+            (Ask::TryAny(choice), Answer::Row(row)) => {
+                match choice.acquired(&row).map_err(|Unreadable| unexpected_answer())? {
+                    Some(lock) if !self.wanted => settle(lock, Outcome::NotAcquired),
+                    Some(lock) => done(Outcome::AcquiredOne(lock)),
+                    None => done(Outcome::NotAcquired),
+                }
             }
-            (Ask::Fence { .. } | Ask::Holders(_) | Ask::Batch, Answer::Row(row)) => {
-                done(Outcome::Row(row))
+            // It is not known which of them may be held, and nobody is there to settle each.
+            (Ask::TryAny(_), Answer::Failed(error))
+                if !self.wanted && !matches!(means, Means::Transaction { .. }) =>
+            {
+                Err(Loss::Unreleased(error))
             }
             // A server that cannot call the function has not locked, and could not unlock.
             (Ask::Lock { .. } | Ask::TryLock(_), Answer::Failed(error)) if cannot_lock(&error) => {
@@ -1021,7 +1055,7 @@ impl Settling {
 impl Outcome {
     /// Whether the lock that was asked for is held.
     fn holds(&self) -> bool {
-        matches!(self, Self::Acquired | Self::Row(_))
+        matches!(self, Self::Acquired | Self::AcquiredOne(_) | Self::Row(_))
     }
 }
 

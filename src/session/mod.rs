@@ -18,6 +18,7 @@ mod advisory;
 mod batch;
 mod books;
 mod canceller;
+mod choice;
 mod connect;
 mod dialogue;
 mod introduction;
@@ -44,6 +45,7 @@ use self::batch::Batch;
 pub(crate) use self::batch::Call;
 use self::books::Books;
 use self::canceller::{Cancellable, Signal};
+pub(crate) use self::choice::{Choice, Range};
 pub(crate) use self::lease::Clocks;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
 pub(crate) use self::wire::now;
@@ -491,6 +493,44 @@ impl Session {
             }
         }
         Ok(held)
+    }
+
+    /// Takes the first of the locks that is free, if there is one. The session must not hold any of them.
+    ///
+    /// Dropping this future withdraws the request; after an error of the server, that ends the session.
+    pub(crate) async fn try_any(&mut self, choice: &Arc<Choice>) -> Result<Option<LockId>> {
+        let Some(first) = choice.locks().next() else { return Ok(None) };
+        self.settled().await?;
+        self.check_room(first)?;
+        match self.perform(Ask::TryAny(Arc::clone(choice)), None).await? {
+            Outcome::AcquiredOne(lock) => {
+                self.books.enter(lock);
+                Ok(Some(lock))
+            }
+            Outcome::Failed(error) => {
+                // Which of them was taken before the error, if one was, is not known.
+                if !cannot_lock(&error) && !self.holds_one_lock() {
+                    for lock in choice.locks() {
+                        self.perform(Ask::Settle(lock), None).await?;
+                    }
+                }
+                Err(self.refused(&format!("a lock of class {}", choice.class), error))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The second numbers of the keys that are locked by anybody.
+    pub(crate) async fn locked(&mut self, range: Range) -> Result<Vec<i32>> {
+        self.settled().await?;
+        let locked = match self.perform(Ask::Locked(range), None).await? {
+            Outcome::Failed(error) => {
+                return Err(self.refused(&format!("keys of class {}", range.class), error));
+            }
+            Outcome::Row(row) => Range::locked(&row),
+            _ => None,
+        };
+        locked.ok_or_else(|| self.gone(unreadable_holders()))
     }
 
     /// Takes a token for a lock that is held, without another level.

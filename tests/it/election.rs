@@ -43,7 +43,7 @@ async fn one_leads_until_it_resigns_or_is_dropped() {
     assert_eq!(soon(leadership.hold(async { 7 })).await.unwrap(), 7);
     drop(leadership);
     let leadership = soon(alice.campaign_timeout(PATIENCE)).await.unwrap().unwrap();
-    let process = stage.holder();
+    let process = stage.holder(stage.key());
     assert!(stage.end_process(process));
     assert!(soon(leadership.lost()).await.is_lost());
     assert!(!leadership.is_leader());
@@ -133,7 +133,7 @@ async fn candidates_lead_in_turn_whatever_ends_their_terms() {
         assert_eq!((first, second), (1, 2));
         let holder = stage.locks().into_iter().find(|line| line.contains("holds")).unwrap();
         assert_eq!(holder, format!("{leader} holds exclusive"));
-        let process = stage.holder();
+        let process = stage.holder(stage.key());
         assert!(stage.end_process(process));
     }
     // Each comes to its end.
@@ -206,7 +206,7 @@ async fn an_observer_sees_every_leader() {
         let leadership = soon(alice.campaign()).await.unwrap();
         let leader = soon(observer.next()).await.unwrap();
         assert_eq!(name(leader.as_ref()), Some("alice"), "round {round}");
-        assert_eq!(leader.unwrap().process_id(), Some(stage.holder()));
+        assert_eq!(leader.unwrap().process_id(), Some(stage.holder(stage.key())));
         let next = tokio::spawn({
             let bob = bob.clone();
             async move { bob.campaign().await }
@@ -299,7 +299,7 @@ async fn a_leader_behind_a_pooler_whose_server_process_ended_makes_room() {
         let mut locks = [format!("{leader} holds exclusive"), format!("{other} awaits exclusive")];
         locks.sort();
         stage.until(&[&locks[0], &locks[1]]).await;
-        let process = stage.holder();
+        let process = stage.holder(stage.key());
         assert!(stage.end_process(process));
     }
     soon(running.shutdown()).await;

@@ -83,7 +83,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 17] = [
+const EXPECTED: [(&str, &str); 18] = [
     (
         "basic",
         "\
@@ -140,6 +140,16 @@ Ada is gone: Ben leads
 the token has risen: true
 Cleo leads: true
 Cleo did what was to be done once, and resigned: true
+",
+    ),
+    (
+        "manager_resource_pool",
+        "\
+Ann, Bert and Carl have the slots {0, 1, 2}
+Dora gets one without waiting: false
+Bert works on and leaves
+Dora has waited and has Bert's slot: true
+40 tasks of two processes used them, 3 at most at a time: true
 ",
     ),
     (

@@ -33,6 +33,8 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+mod semaphores;
+mod sets;
 mod shutdown;
 mod slices;
 mod stage;

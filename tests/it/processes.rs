@@ -151,15 +151,15 @@ const KEY: &str = "PGLOCK_TEST_PART_KEY";
 const COUNTER: &str = "PGLOCK_TEST_PART_COUNTER";
 
 /// What a process that a test has started is to do it with.
-struct Part {
-    config: Config,
-    key: i64,
+pub(crate) struct Part {
+    pub(crate) config: Config,
+    pub(crate) key: i64,
     counter: String,
 }
 
 impl Part {
     /// None if this process is not such a one.
-    fn assigned() -> Option<Self> {
+    pub(crate) fn assigned() -> Option<Self> {
         let mut config: Config = env::var(URL).ok()?.parse().unwrap();
         config.application_name(&env::var(NAME).unwrap());
         let key = env::var(KEY).unwrap().parse().unwrap();
@@ -172,10 +172,15 @@ impl Part {
 }
 
 /// A process with a part in a test. It ends with this value.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(test: &str, stage: &Stage<'_>, actor: &str, counter: Option<&Path>) -> Self {
+    pub(crate) fn start(
+        test: &str,
+        stage: &Stage<'_>,
+        actor: &str,
+        counter: Option<&Path>,
+    ) -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
         command
             .args(["--exact", test, "--nocapture"])
@@ -200,7 +205,7 @@ impl Process {
     }
 
     /// With SIGKILL.
-    async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.0.kill().await.unwrap();
     }
 }

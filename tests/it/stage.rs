@@ -21,6 +21,11 @@ pub(crate) const NOTICES_LOST_CLIENTS: u32 = 14;
 /// How soon they do. They look every second, and may have to wait for their turn on a busy machine.
 pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 
+/// The key of a row of `pg_locks`, as [`Key`] writes it. Shifting to and fro extends the sign.
+const KEY: &str = "CASE objsubid \
+    WHEN 2 THEN format('(%s, %s)', classid::bigint << 32 >> 32, objid::bigint << 32 >> 32) \
+    ELSE (classid::bigint << 32 | objid::bigint)::text END";
+
 /// One test's key and sessions on a server that others use at the same time.
 pub(crate) struct Stage<'a> {
     cluster: &'a Cluster,
@@ -44,6 +49,11 @@ impl<'a> Stage<'a> {
     /// A key that no other stage uses.
     pub(crate) fn key(&self) -> Key {
         Key::bigint(self.key)
+    }
+
+    /// The number of that key, for keys that no other stage has either.
+    pub(crate) fn number(&self) -> i64 {
+        self.key
     }
 
     /// How `actor` connects: over TCP, without a password.
@@ -79,15 +89,11 @@ impl<'a> Stage<'a> {
     /// What the stage's sessions hold and wait for, as the server has it, in alphabetical order: such
     /// as `alice holds exclusive` for the stage's key, `alice awaits shared (1, 2)` for another.
     pub(crate) fn locks(&mut self) -> Vec<String> {
-        // Shifting to and fro extends the sign.
         let sql = format!(
             "SELECT substr(application_name, strpos(application_name, '/') + 1) \
                  || CASE WHEN granted THEN ' holds ' ELSE ' awaits ' END \
                  || CASE mode WHEN 'ExclusiveLock' THEN 'exclusive' WHEN 'ShareLock' THEN 'shared' END \
-                 || CASE WHEN objsubid = 2 THEN format(' (%s, %s)', \
-                         classid::bigint << 32 >> 32, objid::bigint << 32 >> 32) \
-                     WHEN classid::bigint << 32 | objid::bigint = {0} THEN '' \
-                     ELSE ' ' || (classid::bigint << 32 | objid::bigint) END \
+                 || CASE {KEY} WHEN '{0}' THEN '' ELSE ' ' || {KEY} END \
              FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE locktype = 'advisory' AND application_name LIKE '{0}/%' ORDER BY 1",
             self.key
@@ -126,14 +132,36 @@ impl<'a> Stage<'a> {
         self.activity(actor, "pid").parse().unwrap()
     }
 
-    /// The process that holds the stage's key exclusively.
-    pub(crate) fn holder(&mut self) -> i32 {
+    /// The process in which `actor` waits for a lock.
+    pub(crate) fn waiter(&mut self, actor: &str) -> i32 {
+        let name = self.application_name(actor);
         let sql = format!(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
-             AND classid::bigint << 32 | objid::bigint = {} AND mode = 'ExclusiveLock'",
-            self.key
+            "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) \
+             WHERE locktype = 'advisory' AND NOT granted AND application_name = '{name}'"
         );
         self.look.value(&sql).parse().unwrap()
+    }
+
+    /// The process that holds a key.
+    pub(crate) fn holder(&mut self, key: Key) -> i32 {
+        self.of_key("min(pid)", key, true).parse().unwrap()
+    }
+
+    /// How many sessions hold a key.
+    pub(crate) fn holders_of(&mut self, key: Key) -> String {
+        self.of_key("count(*)", key, true)
+    }
+
+    /// How many sessions wait for a key.
+    pub(crate) fn waits_for(&mut self, key: Key) -> String {
+        self.of_key("count(*)", key, false)
+    }
+
+    fn of_key(&mut self, what: &str, key: Key, granted: bool) -> String {
+        self.look.value(&format!(
+            "SELECT {what} FROM pg_locks \
+             WHERE locktype = 'advisory' AND granted = {granted} AND {KEY} = '{key}'"
+        ))
     }
 
     /// A column of `pg_stat_activity` for `actor`.

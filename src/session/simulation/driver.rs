@@ -133,7 +133,7 @@ impl Driver {
     }
 
     pub(super) fn ask(&mut self, ask: Ask, now: Instant) -> Result<(), NotReady> {
-        self.request = Request { asked: Some(ask), ..Request::default() };
+        self.request = Request { asked: Some(ask.clone()), ..Request::default() };
         self.machine.ask(ask, now).map(|_| ())
     }
 

@@ -194,7 +194,7 @@ impl World {
         for _ in 0..REQUESTS {
             let goes_on = self.pause()? && {
                 let ask = self.choose();
-                self.perform(ask)?
+                self.perform(&ask)?
             };
             if !goes_on {
                 break;
@@ -204,14 +204,14 @@ impl World {
     }
 
     /// Sees a request through. The result says whether the session stands.
-    fn perform(&mut self, ask: Ask) -> Result<bool, String> {
+    fn perform(&mut self, ask: &Ask) -> Result<bool, String> {
         let asked_at = self.clock;
-        self.request.asked = Some(ask);
+        self.request.asked = Some(ask.clone());
         let number = self.request.number;
         self.note(format_args!("request {number}: {ask:?}"));
         // From here on the lock cannot be taken back.
-        self.believed &= ask != Ask::Unlock(LOCK);
-        self.driver.ask(ask, self.now()).map_err(|error| error.to_string())?;
+        self.believed &= *ask != Ask::Unlock(LOCK);
+        self.driver.ask(ask.clone(), self.now()).map_err(|error| error.to_string())?;
         let outcome = match self.see_through() {
             Ok(outcome) => outcome,
             Err(loss) => return self.check_loss(&loss, asked_at).map(|()| false),
@@ -220,7 +220,7 @@ impl World {
         if self.request.caller_gone && outcome == Outcome::Acquired {
             return Err(String::from("acquired for nobody"));
         }
-        self.believed = match (&ask, &outcome) {
+        self.believed = match (ask, &outcome) {
             (Ask::Lock { .. } | Ask::TryLock(_), Outcome::Acquired) => true,
             (Ask::Lock { .. } | Ask::TryLock(_), Outcome::NotAcquired)
             | (Ask::Unlock(_), Outcome::Released) => false,

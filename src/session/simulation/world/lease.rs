@@ -119,7 +119,7 @@ impl World {
                 let due = self.driver.heartbeat_due();
                 if due.is_some_and(|due| due <= self.now()) {
                     self.begin_request();
-                    if !self.perform(Ask::Heartbeat)? {
+                    if !self.perform(&Ask::Heartbeat)? {
                         return Ok(false);
                     }
                     continue;

@@ -1,0 +1,51 @@
+//! One of several locks, for the recipes that are built on the manager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::core::RequestId;
+use super::{Guard, LockManager, Shared, Told, no_answer};
+use crate::error::Result;
+use crate::session::Choice;
+use crate::trace;
+
+impl LockManager {
+    /// Takes one of the locks if one is free that nobody of this process has to do with, in one round trip.
+    ///
+    /// Dropping this future withdraws the request; a lock granted meanwhile is released.
+    pub(crate) async fn try_any(&self, choice: Choice) -> Result<Option<Guard>> {
+        let what = format!("a lock of class {}", choice.class);
+        let (caller, told) = oneshot::channel();
+        let id = self.shared.with(|core, now| core.request_any(choice, caller, now));
+        let _request = Request { shared: &self.shared, id };
+        match told.await {
+            Ok(Told::Granted(guard, grant)) => {
+                trace::granted(grant.lock, grant.waited, grant.handed_over);
+                Ok(Some(guard))
+            }
+            Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
+            Ok(Told::Failed(error)) => Err(error.context(what)),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
+    /// How often, and for how long, something may go from task to task within this process.
+    pub(crate) fn hand_over_limits(&self) -> (u32, Duration) {
+        let limits = self.shared.with(|core, _| core.limits());
+        (limits.hand_overs, limits.hand_overs_for)
+    }
+}
+
+/// A request for one of several locks. It is given up when this is dropped, unless it was answered.
+struct Request<'a> {
+    shared: &'a Arc<Shared>,
+    id: RequestId,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|core, _| core.give_up_any(self.id));
+    }
+}
