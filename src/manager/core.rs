@@ -468,6 +468,16 @@ impl<R> Core<R> {
     pub(super) fn is_at_rest(&self) -> bool {
         self.keys.is_empty() && self.sessions.values().all(|seat| seat.keys == 0)
     }
+
+    /// A key that could have a session which has nothing to do: its wake-up was lost.
+    pub(super) fn overlooked(&self) -> Option<Key> {
+        let could_go_on = |entry: &Entry<R>| match entry.state {
+            State::Unasked => self.session_for_trying().is_some(),
+            State::Pausing => self.idle_session().is_some(),
+            _ => false,
+        };
+        self.keys.iter().find(|(_, entry)| could_go_on(entry)).map(|(key, _)| *key)
+    }
 }
 
 /// One key's way.
@@ -717,8 +727,12 @@ impl<R> Core<R> {
             // It is not the only way to the lock.
             self.set(key, State::Pausing);
             self.pausing.push_back(key);
-            self.pause(now);
-            return self.advance(key, now);
+            self.advance(key, now);
+            // One that was busy when this one was to be opened may have nothing to do by now.
+            if let Some(idle) = self.idle_session() {
+                self.fill(idle, now);
+            }
+            return self.pause(now);
         }
         for key in mem::take(&mut self.unasked) {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
