@@ -135,6 +135,7 @@ pub(super) struct Core<R> {
     limits: Limits,
     keys: BTreeMap<Key, Entry<R>>,
     sessions: BTreeMap<SessionId, Seat>,
+    /// The session for trying and holding any number of keys. It may be over by now.
     shared: Option<SessionId>,
     /// Whether a session holds one key only.
     one_key_each: bool,
@@ -396,9 +397,6 @@ impl<R> Core<R> {
     /// A session is over, or could not be opened; if it was not closed as ordered, for this reason.
     pub(super) fn ended(&mut self, session: SessionId, why: Option<Error>, now: Instant) {
         let Some(seat) = self.sessions.remove(&session) else { return };
-        if self.shared == Some(session) {
-            self.shared = None;
-        }
         if let Some(closing) = &mut self.closing {
             closing.error = closing.error.take().or(why);
             return self.close(None);
@@ -419,7 +417,6 @@ impl<R> Core<R> {
         };
         for (session, seat) in self.sessions.iter_mut().filter(idle) {
             seat.stage = Stage::Closing;
-            self.shared.take_if(|shared| shared == session);
             self.commands.push(Command::Order(*session, Order::Close));
         }
         if self.open_again.is_due(now) {
@@ -469,11 +466,16 @@ impl<R> Core<R> {
         self.keys.is_empty() && self.sessions.values().all(|seat| seat.keys == 0)
     }
 
-    /// A key that could have a session which has nothing to do: its wake-up was lost.
+    /// A key for which there is something to do: a wake-up was lost. It could have a session that has nothing
+    /// to do, or is waited for by nobody, or by somebody who would not wait.
     pub(super) fn overlooked(&self) -> Option<Key> {
-        let could_go_on = |entry: &Entry<R>| match entry.state {
+        let could_go_on = |Entry { state, queue }: &Entry<R>| match state {
             State::Unasked => self.session_for_trying().is_some(),
-            State::Pausing => self.idle_session().is_some(),
+            State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
+            State::Waiting(_, mode) => {
+                queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
+            }
+            State::Held(held) => queue.has_impatient() && held.others != Others::BeingProbed,
             _ => false,
         };
         self.keys.iter().find(|(_, entry)| could_go_on(entry)).map(|(key, _)| *key)

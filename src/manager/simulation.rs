@@ -378,7 +378,15 @@ impl World {
             Event::Stranger(stranger) => self.stranger_goes_on(stranger),
             Event::Opened(session) => self.open(session),
             Event::Begin(session, number) => self.begin(session, number)?,
-            Event::Answer(session, number, outcome) => self.answer(session, number, outcome),
+            Event::Answer(session, number, outcome) => {
+                let failed = self.answer(session, number, outcome);
+                self.carry_out()?;
+                let wants =
+                    |task: &&Task| task.wants.is_some_and(|(request, _)| failed.contains(&request));
+                if let Some(task) = self.tasks.iter().find(wants) {
+                    return Err(format!("an error is not told to {task:?}"));
+                }
+            }
             Event::Lose(session) => self.lose(session),
             Event::Lost(session) => {
                 self.seen.note("lost");
@@ -579,12 +587,13 @@ impl World {
         self.answer_later(id, Outcome::NotAcquired);
     }
 
-    fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) {
-        let Some(session) = self.doing(id, number) else { return };
+    /// Those who are to be told of an error.
+    fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) -> Vec<RequestId> {
+        let Some(session) = self.doing(id, number) else { return Vec::new() };
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
             session.doing.take()
         else {
-            return;
+            return Vec::new();
         };
         let answer = match outcome {
             Outcome::Acquired => Answer::Acquired,
@@ -597,8 +606,13 @@ impl World {
             let cohort = Cohort { since: self.now, hand_overs: 0, granted: None };
             self.cohorts.insert(lock.key, cohort);
         }
+        let wanted = self.tasks.iter().filter_map(|task| task.wants);
+        let of_key = wanted.filter(|(_, wanted)| wanted.key == lock.key);
+        let failed = of_key.filter(|_| outcome == Outcome::Failed).map(|(request, _)| request);
+        let failed = failed.collect();
         self.core.answered(id, lock.key, answer, self.now);
         self.go_on_with(id);
+        failed
     }
 
     fn lose(&mut self, id: SessionId) {
@@ -627,6 +641,12 @@ impl World {
                             self.seen.note("paused");
                         }
                         if let Some(session) = self.sessions.get_mut(&id) {
+                            let mut known = session.orders.iter().chain(&session.doing);
+                            if known.any(|known| *known == order) {
+                                return Err(format!(
+                                    "session {id} has the order {order:?} already"
+                                ));
+                            }
                             session.orders.push_back(order);
                             self.go_on_with(id);
                         }
@@ -701,7 +721,7 @@ impl World {
 
     fn check(&mut self) -> Result<(), String> {
         if let Some(key) = self.core.overlooked() {
-            return Err(format!("a session has nothing to do, and key {key} needs one"));
+            return Err(format!("key {key} is overlooked"));
         }
         if self.sessions.len() > self.sessions_max {
             return Err(format!("{} sessions", self.sessions.len()));
