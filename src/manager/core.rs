@@ -163,6 +163,7 @@ pub(super) struct Core<R> {
     /// Requests for one of several keys.
     attempts: BTreeMap<RequestId, Attempt<R>>,
     sessions: BTreeMap<SessionId, Seat>,
+    /// The session for trying and holding any number of keys.
     shared: Option<SessionId>,
     /// Whether a session holds one key only.
     one_key_each: bool,
@@ -558,6 +559,27 @@ impl<R> Core<R> {
             self.keys.is_empty() && self.attempts.is_empty() && self.inspections.is_empty();
         asks_for_nothing && self.sessions.values().all(|seat| seat.keys == 0)
     }
+
+    /// A key for which there is something to do: a wake-up was lost. It could have a session that has nothing
+    /// to do, or is waited for by nobody, or by somebody who would not wait.
+    pub(super) fn overlooked(&self) -> Option<Key> {
+        let could_go_on = |key: &Key, Entry { state, queue }: &Entry<R>| match state {
+            State::Unasked => self.session_for_trying().is_some() && !self.is_deferred(*key),
+            State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
+            State::Waiting(_, mode) => {
+                queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
+            }
+            State::Held(held) => queue.has_impatient() && held.others != Others::BeingProbed,
+            _ => false,
+        };
+        self.keys.iter().find(|(key, entry)| could_go_on(key, entry)).map(|(key, _)| *key)
+    }
+
+    /// Whether something else could have a session that has nothing to do.
+    pub(super) fn overlooks_others(&self) -> bool {
+        let others = self.queued_attempts() + self.inspections.sessions_needed();
+        others > 0 && self.session_for_trying().is_some()
+    }
 }
 
 /// One key's way.
@@ -820,8 +842,12 @@ impl<R> Core<R> {
             // It is not the only way to the lock.
             self.set(key, State::Pausing);
             self.pausing.push_back(key);
-            self.pause(now);
-            return self.advance(key, now);
+            self.advance(key, now);
+            // One that was busy when this one was to be opened may have nothing to do by now.
+            if let Some(idle) = self.idle_session() {
+                self.fill(idle, now);
+            }
+            return self.pause(now);
         }
         self.fail_inspections(&error);
         for key in mem::take(&mut self.unasked) {

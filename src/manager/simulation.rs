@@ -30,8 +30,8 @@ const TURNS: u32 = 4;
 const STRANGERS: u64 = 3;
 const INSPECTORS: u64 = 4;
 const MS: Duration = Duration::from_millis(1);
-/// By when everything has to be over.
-const LATEST: Duration = Duration::from_secs(600);
+/// By when everybody has to be served. None of 20,000 seeds takes a third of it.
+const LATEST: Duration = Duration::from_secs(10);
 
 #[test]
 fn guards_and_server_agree_and_everybody_is_served() {
@@ -325,9 +325,19 @@ impl From<Stats> for Counted {
     }
 }
 
+/// A lock since the server granted it, or last said that nobody else waits for it.
+#[derive(Debug)]
+struct Cohort {
+    since: Instant,
+    hand_overs: u32,
+    /// In which step it was first granted to a task, and in which it was last.
+    granted: Option<(u64, u64)>,
+}
+
 struct World {
     defect: Option<Defect>,
     core: Core<u64>,
+    limits: Limits,
     random: Random,
     now: Instant,
     begun: Instant,
@@ -344,7 +354,9 @@ struct World {
     inspectors: Vec<Option<RequestId>>,
     /// The last request that was granted of each key.
     granted: BTreeMap<Key, RequestId>,
+    cohorts: BTreeMap<Key, Cohort>,
     keys: i32,
+    step: u64,
     seen: Seen,
     /// What the core should have counted.
     counted: Counted,
@@ -366,6 +378,7 @@ impl World {
         let mut world = Self {
             defect,
             core: Core::new(limits, random.next()),
+            limits,
             now,
             begun: now,
             events: BTreeMap::new(),
@@ -379,7 +392,9 @@ impl World {
             strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
             inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
+            cohorts: BTreeMap::new(),
             keys: 1 + i32::try_from(random.up_to(4)).unwrap(),
+            step: 0,
             seen: Seen::default(),
             counted: Counted::default(),
             happening: None,
@@ -410,10 +425,11 @@ impl World {
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
             if at - self.begun > LATEST {
-                return Err(format!("not over after {LATEST:?}: {:?}", self.tasks));
+                self.check_served()?;
             }
             self.tell(|| format!("{event:?}"));
             self.happening = Some(event);
+            self.step += 1;
             self.happen(event)?;
             self.carry_out()?;
             for (party, key) in self.server.grant() {
@@ -436,7 +452,15 @@ impl World {
             Event::Inspector(inspector) => self.inspector_goes_on(inspector),
             Event::Opened(session) => self.open(session),
             Event::Begin(session, number) => self.begin(session, number)?,
-            Event::Answer(session, number, outcome) => self.answer(session, number, outcome),
+            Event::Answer(session, number, outcome) => {
+                let failed = self.answer(session, number, outcome);
+                self.carry_out()?;
+                let wants =
+                    |task: &&Task| task.wants.is_some_and(|(request, _)| failed.contains(&request));
+                if let Some(task) = self.tasks.iter().find(wants) {
+                    return Err(format!("an error is not told to {task:?}"));
+                }
+            }
             Event::Lose(session) => self.lose(session),
             Event::Lost(session) => {
                 self.seen.note("lost");
@@ -718,38 +742,62 @@ impl World {
         self.answer_later(id, Outcome::NotAcquired);
     }
 
-    fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) {
-        let Some(session) = self.doing(id, number) else { return };
+    /// Those who are to be told of an error.
+    fn answer(&mut self, id: SessionId, number: u64, outcome: Outcome) -> Vec<RequestId> {
+        let Some(session) = self.doing(id, number) else { return Vec::new() };
         if let Outcome::Inspected(question) = outcome {
             session.doing = None;
             self.core.inspected(id, question, Ok(Holders::nobody()), self.now);
-            return self.go_on_with(id);
+            self.go_on_with(id);
+            return Vec::new();
         }
         if let Some(Order::TryAny(attempt)) = session.doing {
             session.doing = None;
-            let answer = match outcome {
-                Outcome::One(lock) => Ok(Some(lock)),
-                Outcome::Failed => Err(full()),
-                _ => Ok(None),
-            };
-            self.core.answered_any(id, attempt, answer, self.now);
-            return self.go_on_with(id);
+            self.answer_any(id, attempt, outcome);
+            self.go_on_with(id);
+            return if outcome == Outcome::Failed { vec![attempt] } else { Vec::new() };
         }
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
             session.doing.take()
         else {
-            return;
+            return Vec::new();
         };
         let answer = match outcome {
             Outcome::Acquired | Outcome::One(_) => Answer::Acquired,
             Outcome::NotAcquired => Answer::NotAcquired,
             Outcome::Released => Answer::Released,
             Outcome::Probed(awaited) => Answer::Probed { awaited },
-            Outcome::Inspected(_) => return,
+            Outcome::Inspected(_) => return Vec::new(),
             Outcome::Failed => Answer::Failed(full()),
         };
+        if matches!(outcome, Outcome::Acquired | Outcome::Probed(false)) {
+            self.begin_cohort(lock.key);
+        }
+        let wanted = self.tasks.iter().filter_map(|task| task.wants);
+        let of_key =
+            wanted.filter(|(_, wanted)| wanted.is_some_and(|wanted| wanted.key == lock.key));
+        let failed = of_key.filter(|_| outcome == Outcome::Failed).map(|(request, _)| request);
+        let failed = failed.collect();
         self.core.answered(id, lock.key, answer, self.now);
         self.go_on_with(id);
+        failed
+    }
+
+    fn answer_any(&mut self, id: SessionId, attempt: RequestId, outcome: Outcome) {
+        let answer = match outcome {
+            Outcome::One(lock) => {
+                self.begin_cohort(lock.key);
+                Ok(Some(lock))
+            }
+            Outcome::Failed => Err(full()),
+            _ => Ok(None),
+        };
+        self.core.answered_any(id, attempt, answer, self.now);
+    }
+
+    fn begin_cohort(&mut self, key: Key) {
+        let cohort = Cohort { since: self.now, hand_overs: 0, granted: None };
+        self.cohorts.insert(key, cohort);
     }
 
     fn lose(&mut self, id: SessionId) {
@@ -782,6 +830,12 @@ impl World {
                             self.told_to_close.insert(id);
                         }
                         if let Some(session) = self.sessions.get_mut(&id) {
+                            let mut known = session.orders.iter().chain(&session.doing);
+                            if known.any(|known| *known == order) {
+                                return Err(format!(
+                                    "session {id} has the order {order:?} already"
+                                ));
+                            }
                             session.orders.push_back(order);
                             self.go_on_with(id);
                         }
@@ -793,6 +847,9 @@ impl World {
     }
 
     fn reply(&mut self, number: u64, reply: &Reply) -> Result<(), String> {
+        if let Reply::Granted(Grant { lock, .. }) = reply {
+            self.count_hand_over(lock.key)?;
+        }
         if let Some(number) = number.checked_sub(TASKS) {
             let answered = self.inspectors[usize::try_from(number).unwrap()].take().is_some();
             match reply {
@@ -852,7 +909,34 @@ impl World {
         Ok(())
     }
 
+    /// Whether others have their turn when the bounds are reached. What is granted together counts once.
+    fn count_hand_over(&mut self, key: Key) -> Result<(), String> {
+        let is_shared =
+            self.tasks.iter().any(|task| task.guard.is_some_and(|(_, lock)| lock.key == key));
+        let (step, limits) = (self.step, self.limits);
+        let cohort = self.cohorts.get_mut(&key).ok_or("the server has not granted it")?;
+        let (first, last) = cohort.granted.unwrap_or((step, step));
+        cohort.granted = Some((first, step));
+        if first == step {
+            return Ok(());
+        }
+        let lasts = self.now - cohort.since;
+        if cohort.hand_overs >= limits.hand_overs + u32::from(last == step)
+            || lasts >= limits.hand_overs_for
+        {
+            return Err(format!("key {key} goes on after {} in {lasts:?}", cohort.hand_overs));
+        }
+        cohort.hand_overs += u32::from(!is_shared && last != step);
+        Ok(())
+    }
+
     fn check(&mut self) -> Result<(), String> {
+        if let Some(key) = self.core.overlooked() {
+            return Err(format!("key {key} is overlooked"));
+        }
+        if self.core.overlooks_others() {
+            return Err("somebody else is overlooked".into());
+        }
         if self.sessions.len() > self.sessions_max {
             return Err(format!("{} sessions", self.sessions.len()));
         }
@@ -919,6 +1003,21 @@ impl World {
     }
 
     fn check_end(&self) -> Result<(), String> {
+        self.check_served()?;
+        if self.server.holders.values().any(|holders| !holders.is_empty()) {
+            return Err(format!("something is still held: {:?}", self.server));
+        }
+        let stats = self.core.stats();
+        if self.defect.is_none() && (stats.held, stats.guards, stats.waiting) != (0, 0, 0) {
+            return Err(format!("something still counts: {stats:?}"));
+        }
+        if !self.core.is_at_rest() {
+            return Err("something is left in the core".into());
+        }
+        Ok(())
+    }
+
+    fn check_served(&self) -> Result<(), String> {
         for (number, task) in self.tasks.iter().enumerate() {
             if task.turns_left > 0 || task.wants.is_some() || task.guard.is_some() {
                 return Err(format!("task {number} is not served: {task:?}"));
@@ -929,16 +1028,6 @@ impl World {
         }
         if self.inspectors.iter().any(Option::is_some) {
             return Err(format!("an inspector is not answered: {:?}", self.inspectors));
-        }
-        if self.server.holders.values().any(|holders| !holders.is_empty()) {
-            return Err(format!("something is still held: {:?}", self.server));
-        }
-        let stats = self.core.stats();
-        if self.defect.is_none() && (stats.held, stats.guards, stats.waiting) != (0, 0, 0) {
-            return Err(format!("something still counts: {stats:?}"));
-        }
-        if !self.core.is_at_rest() {
-            return Err("something is left in the core".into());
         }
         Ok(())
     }

@@ -225,6 +225,12 @@ impl<R> Core<R> {
         false
     }
 
+    #[cfg(test)]
+    pub(super) fn is_deferred(&self, key: Key) -> bool {
+        let mut steps = self.attempts.values().map(|attempt| &attempt.step);
+        steps.any(|step| matches!(step, Step::Asked { deferred, .. } if deferred.contains(&key)))
+    }
+
     /// No session could be opened.
     pub(super) fn fail_queued_attempts(&mut self, error: &Error) {
         while let Some(id) = self.next_attempt() {

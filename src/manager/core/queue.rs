@@ -94,6 +94,13 @@ impl<R> Queue<R> {
     }
 }
 
+#[cfg(test)]
+impl<R> Queue<R> {
+    pub(super) fn has_impatient(&self) -> bool {
+        self.0.as_ref().is_some_and(|requests| requests.impatient > 0)
+    }
+}
+
 impl<R> Default for Queue<R> {
     fn default() -> Self {
         Self(None)
