@@ -398,10 +398,9 @@ impl Observer {
 
 /// Whether it is the same session, whatever it has done since.
 fn is_same(one: &Holder, other: &Holder) -> bool {
-    let identity = |it: &Holder| {
-        (it.process_id(), it.client_address(), it.application_name().map(String::from))
-    };
-    identity(one) == identity(other)
+    one.process_id() == other.process_id()
+        && one.client_address() == other.client_address()
+        && one.application_name() == other.application_name()
 }
 
 fn may_pass(error: &Error) -> bool {
