@@ -52,7 +52,7 @@ const TURNSTILE: i32 = -1;
 /// Pause before slots are tried again by whoever has the turnstile. Each is up to twice as long as the one
 /// before, up to a limit.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
-const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(250);
+const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(100);
 
 /// For how long the head of a queue expects a permit from within its process at most, before it waits at the
 /// server.
@@ -69,8 +69,8 @@ const EXPECT_HAND_OVER_FOR_MAX: Duration = Duration::from_millis(100);
 /// permit that is given back goes to the next task of the process without the server being asked, within the
 /// bounds of [`hand_overs`](crate::LockManagerBuilder::hand_overs). Otherwise it is there for the process
 /// whose turn it is: processes queue at the server. Whichever is first tries the slots again after 5 ms, then
-/// after up to twice as long each time, up to 250 ms; all others wait without asking. So a permit that another
-/// process gives back is found within 250 ms. The permits of a process that died come back when the server
+/// after up to twice as long each time, up to 100 ms; all others wait without asking. So a permit that another
+/// process gives back is found within 100 ms. The permits of a process that died come back when the server
 /// notices its end, at the latest after [`orphan_timeout`](crate::Config::orphan_timeout).
 ///
 /// A future that waits and is not polled any more, but not dropped, holds up those behind it.
