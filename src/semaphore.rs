@@ -44,7 +44,7 @@ use crate::manager::{Guard, LockManager};
 use crate::session::{Choice, Range, now};
 
 /// Most permits that a semaphore can have.
-const PERMITS_MAX: i32 = 10_000;
+const PERMITS_MAX: i32 = 1_000;
 
 /// The second number of the turnstile's key. Those of slots are from 0 on.
 const TURNSTILE: i32 = -1;
@@ -77,7 +77,7 @@ const EXPECT_HAND_OVER_FOR_MAX: Duration = Duration::from_millis(100);
 ///
 /// # How many permits
 ///
-/// Every process has to name the same number, from 1 to 10,000. While it uses a semaphore, each has a lock
+/// Every process has to name the same number, from 1 to 1,000. While it uses a semaphore, each has a lock
 /// that says which number it goes by; and once it has, it looks for other numbers. If there is one, its
 /// calls fail with [`ErrorKind::Config`], naming both. So when the number changes from one release of a
 /// program to the next, instances of the new one get no permit before the last `Semaphore` of the old one is
@@ -130,7 +130,7 @@ pub struct Semaphore {
 }
 
 impl LockManager {
-    /// A semaphore of this name with so many permits, from 1 to 10,000, which all who use it have to name.
+    /// A semaphore of this name with so many permits, from 1 to 1,000, which all who use it have to name.
     /// Nothing is connected yet, and a number that is out of range is told by the first call.
     ///
     /// Make one for each name, and clone it: the tasks of one queue together, those of two compete.

@@ -24,7 +24,6 @@ mod holders;
 mod hostile;
 mod leases;
 mod manager;
-mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;
@@ -33,6 +32,7 @@ mod psql;
 mod races;
 mod scripted;
 mod semaphores;
+mod set_drops;
 mod sets;
 mod slices;
 mod stage;
