@@ -44,7 +44,7 @@ use crate::manager::{Guard, LockManager};
 use crate::session::{Choice, Range, now};
 
 /// Most permits that a semaphore can have.
-const PERMITS_MAX: i32 = 10_000;
+const PERMITS_MAX: i32 = 1_000;
 
 /// The second number of the turnstile's key. Those of slots are from 0 on.
 const TURNSTILE: i32 = -1;
@@ -52,7 +52,7 @@ const TURNSTILE: i32 = -1;
 /// Pause before slots are tried again by whoever has the turnstile. Each is up to twice as long as the one
 /// before, up to a limit.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
-const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(250);
+const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(100);
 
 /// For how long the head of a queue expects a permit from within its process at most, before it waits at the
 /// server.
@@ -69,15 +69,15 @@ const EXPECT_HAND_OVER_FOR_MAX: Duration = Duration::from_millis(100);
 /// permit that is given back goes to the next task of the process without the server being asked, within the
 /// bounds of [`hand_overs`](crate::LockManagerBuilder::hand_overs). Otherwise it is there for the process
 /// whose turn it is: processes queue at the server. Whichever is first tries the slots again after 5 ms, then
-/// after up to twice as long each time, up to 250 ms; all others wait without asking. So a permit that another
-/// process gives back is found within 250 ms. The permits of a process that died come back when the server
+/// after up to twice as long each time, up to 100 ms; all others wait without asking. So a permit that another
+/// process gives back is found within 100 ms. The permits of a process that died come back when the server
 /// notices its end, at the latest after [`orphan_timeout`](crate::Config::orphan_timeout).
 ///
 /// A future that waits and is not polled any more, but not dropped, holds up those behind it.
 ///
 /// # How many permits
 ///
-/// Every process has to name the same number, from 1 to 10,000. While it uses a semaphore, each has a lock
+/// Every process has to name the same number, from 1 to 1,000. While it uses a semaphore, each has a lock
 /// that says which number it goes by; and once it has, it looks for other numbers. If there is one, its
 /// calls fail with [`ErrorKind::Config`], naming both. So when the number changes from one release of a
 /// program to the next, instances of the new one get no permit before the last `Semaphore` of the old one is
@@ -130,7 +130,7 @@ pub struct Semaphore {
 }
 
 impl LockManager {
-    /// A semaphore of this name with so many permits, from 1 to 10,000, which all who use it have to name.
+    /// A semaphore of this name with so many permits, from 1 to 1,000, which all who use it have to name.
     /// Nothing is connected yet, and a number that is out of range is told by the first call.
     ///
     /// Make one for each name, and clone it: the tasks of one queue together, those of two compete.

@@ -19,6 +19,7 @@ mod hand_over;
 mod loss;
 mod manager;
 mod round_trip;
+mod semaphore;
 mod server;
 mod stacked;
 

@@ -95,7 +95,7 @@ impl LockManager {
     /// Takes all of these locks if all of them are free: `None` if a task of this process or somebody else
     /// has one of them, or waits for one.
     ///
-    /// The requests go out together, 1024 at most at a time, so they take no longer than one. For that
+    /// The requests go out together, a thousand at a time, so they take no longer than one. For that
     /// moment, those that are free are taken, also if others are not: of two who try the same keys at the
     /// same time, neither may get them. A key that is named twice counts once. Of no keys, all are free.
     ///

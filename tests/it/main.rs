@@ -25,7 +25,6 @@ mod holders;
 mod hostile;
 mod leases;
 mod manager;
-mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;
@@ -34,6 +33,7 @@ mod psql;
 mod races;
 mod scripted;
 mod semaphores;
+mod set_drops;
 mod sets;
 mod shutdown;
 mod slices;
