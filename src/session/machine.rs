@@ -174,6 +174,8 @@ pub(crate) struct Machine {
     sent: Since,
     /// What a heartbeat is to confirm.
     unconfirmed: Option<Box<Unconfirmed>>,
+    /// When whoever made the request has to be told of something, if he does not wait for ever.
+    tell_by: Option<Instant>,
     state: State,
     last_words: Option<ServerError>,
 }
@@ -283,6 +285,7 @@ impl Machine {
             lease,
             sent: now.into(),
             unconfirmed: None,
+            tell_by: None,
             state: State::Idle,
             last_words: None,
         }
@@ -365,6 +368,10 @@ impl Machine {
             return Err(NotReady);
         }
         self.sent = now.into();
+        // A heartbeat that confirms an outcome is part of the request that has it.
+        if self.unconfirmed.is_none() {
+            self.tell_by = ask.tell_by();
+        }
         let answer_by = self.answer_by(&ask, now);
         let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_));
         self.state = match &self.means {
@@ -385,7 +392,9 @@ impl Machine {
     fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
         let latest = now + ANSWER_WITHIN;
         match (ask, &self.lease) {
-            (Ask::Heartbeat, Some(lease)) => latest.min(self.renewable_until(lease)),
+            (Ask::Heartbeat, Some(lease)) => {
+                earliest(latest.min(self.renewable_until(lease)), self.tell_by)
+            }
             _ => latest,
         }
     }
@@ -596,7 +605,7 @@ impl Machine {
             };
             let place = match &mut self.state {
                 State::Opening(asked) | State::Asked(asked) => {
-                    asked.expect_the_end(&answer, now);
+                    asked.expect_the_end(&answer, self.tell_by, now);
                     &mut asked.answer
                 }
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
@@ -630,7 +639,8 @@ impl Machine {
     }
 
     /// Sends the next step of settling.
-    fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
+    fn settle(&mut self, mut settling: Settling, now: Instant) -> Result<(), Loss> {
+        settling.give_up_at = earliest(settling.give_up_at, self.tell_by);
         let function = match settling.step {
             Settle::Unlock => Function::Settle,
             Settle::TryAgain => Function::TryLock,
@@ -679,7 +689,8 @@ impl Machine {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
-                let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
+                let is_bounded = !*wanted || self.tell_by.is_some_and(|by| by <= *answer_by);
+                let patience = if is_bounded { SETTLE_WITHIN } else { ANSWER_WITHIN };
                 Err(stuck_or(answer.take(), Loss::Silent(patience)))
             }
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
@@ -702,6 +713,7 @@ impl Machine {
 
     fn withdraw(&mut self, reason: Reason, now: Instant) {
         let give_up_at = now + SETTLE_WITHIN;
+        self.tell_by = Some(earliest(give_up_at, self.tell_by));
         match &mut self.state {
             State::Asked(Asked {
                 ask: ask @ (Ask::Lock { .. } | Ask::Fence { .. }),
@@ -722,9 +734,9 @@ impl Machine {
                 asked.wanted = false;
                 asked.answer_by = now + OPEN_WITHIN;
             }
-            State::Asked(asked) if reason == Reason::Unwanted && asked.wanted => {
-                asked.wanted = false;
-                asked.answer_by = asked.answer_by.min(give_up_at);
+            State::Asked(asked) if reason == Reason::Unwanted || self.unconfirmed.is_some() => {
+                asked.wanted &= reason != Reason::Unwanted;
+                asked.answer_by = earliest(asked.answer_by, self.tell_by);
             }
             State::Withdrawing(Withdrawing { reason: known, .. })
             | State::Settling(Settling { reason: known, .. })
@@ -760,6 +772,14 @@ impl Ask {
             | Self::Unlock(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
             Self::Fence { held: Held::Before, .. } | Self::Holders(_) | Self::Heartbeat => None,
+        }
+    }
+
+    /// When the caller has to be told of something: of a wait without a slice, where there is one.
+    fn tell_by(&self) -> Option<Instant> {
+        match self {
+            Self::Lock { until: Some(until), .. } => until.checked_add(SETTLE_WITHIN),
+            _ => None,
         }
     }
 
@@ -808,6 +828,10 @@ impl State {
     }
 }
 
+fn earliest(time: Instant, other: Option<Instant>) -> Instant {
+    other.map_or(time, |other| time.min(other))
+}
+
 impl Asked {
     fn new(ask: Ask, answer_by: Instant) -> Self {
         Self { ask, answer: None, answer_by, wanted: true }
@@ -815,12 +839,12 @@ impl Asked {
 
     /// A wait takes as long as it takes, and so may its answer come at any time: what ends the answer
     /// follows it at once.
-    fn expect_the_end(&mut self, answer: &Answer, now: Instant) {
+    fn expect_the_end(&mut self, answer: &Answer, tell_by: Option<Instant>, now: Instant) {
         let patience = match answer {
             Answer::Failed(_) => GO_ON_WITHIN,
             Answer::Returned(_) | Answer::Row(_) => ANSWER_WITHIN,
         };
-        let latest = now + patience;
+        let latest = earliest(now + patience, tell_by);
         self.answer_by = match self.ask {
             Ask::Lock { .. } if self.wanted => latest,
             _ => self.answer_by.min(latest),
