@@ -712,8 +712,8 @@ impl Machine {
     }
 
     fn withdraw(&mut self, reason: Reason, now: Instant) {
-        let give_up_at = now + SETTLE_WITHIN;
-        self.tell_by = Some(earliest(give_up_at, self.tell_by));
+        let give_up_at = earliest(now + SETTLE_WITHIN, self.tell_by);
+        self.tell_by = Some(give_up_at);
         match &mut self.state {
             State::Asked(Asked {
                 ask: ask @ (Ask::Lock { .. } | Ask::Fence { .. }),
