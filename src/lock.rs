@@ -270,7 +270,11 @@ impl Lock {
     /// one.
     ///
     /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
-    /// So no step begins after the server's word that the session is over has come.
+    /// So no step begins after the server's word that the session is over has come. What the work has
+    /// started elsewhere (another task, a thread) is not ended with it.
+    ///
+    /// The session is looked at after the work as well: an error does not mean that the work did not come to
+    /// its end, but that it may not have been alone.
     ///
     /// # Errors
     ///

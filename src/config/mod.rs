@@ -462,9 +462,11 @@ impl Config {
     /// - A process that is frozen between looking at its lock and acting on that acts too late all the
     ///   same. Fencing tokens are made for that: see [`Fence`](crate::Fence).
     /// - The time for which a machine sleeps, or its virtual machine is paused, counts as well, although
-    ///   its clock stood still: as soon as its wall clock shows that. One that has not been set yet after
-    ///   a pause does not: until it is, or a heartbeat is answered, fencing tokens are for this too. A wall
-    ///   clock that is set ahead by 100 ms or more looks the same, and shortens the lease by as much.
+    ///   its clock stood still: as soon as its wall clock shows that. No step of the work that is
+    ///   [held](crate::Lock::hold) begins then; whoever only waits is told when the next heartbeat is due,
+    ///   at the latest. A wall clock that has not been set yet after a pause shows nothing: until it is, or
+    ///   a heartbeat is answered, fencing tokens are for this too. One that is set ahead by 100 ms or more
+    ///   looks the same, and shortens the lease by as much.
     ///
     /// # Errors
     ///

@@ -120,6 +120,12 @@ impl Clocks {
         Self { monotonic, wall }
     }
 
+    /// As if the machine had slept for this long.
+    #[cfg(test)]
+    pub(super) fn behind_by(self, time: Duration) -> Self {
+        Self { wall: self.wall - time, ..self }
+    }
+
     /// For how long the machine has slept since they were last looked at.
     pub(crate) fn slept(&mut self) -> Duration {
         let Self { monotonic, wall } = Self::look();

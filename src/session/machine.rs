@@ -188,6 +188,8 @@ pub(crate) struct Machine {
     sent: Since,
     /// What a heartbeat is to confirm.
     unconfirmed: Option<Box<Unconfirmed>>,
+    /// When whoever made the request has to be told of something, if he does not wait for ever.
+    tell_by: Option<Instant>,
     state: State,
     last_words: Option<ServerError>,
 }
@@ -297,6 +299,7 @@ impl Machine {
             lease,
             sent: now.into(),
             unconfirmed: None,
+            tell_by: None,
             state: State::Idle,
             last_words: None,
         }
@@ -389,6 +392,10 @@ impl Machine {
             return Err(NotReady);
         }
         self.sent = now.into();
+        // A heartbeat that confirms an outcome is part of the request that has it.
+        if self.unconfirmed.is_none() {
+            self.tell_by = ask.tell_by();
+        }
         if let Ask::Settle(lock) = ask {
             let settling = Settling::unwanted(lock, Outcome::Released, now);
             let until = settling.give_up_at;
@@ -425,6 +432,7 @@ impl Machine {
         }
         self.connection.query(query)?;
         self.sent = now.into();
+        self.tell_by = None;
         let answer_by = now + ANSWER_WITHIN;
         self.state = State::Asked(Asked::new(Ask::Batch, answer_by));
         Ok(Some(answer_by))
@@ -434,7 +442,9 @@ impl Machine {
     fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
         let latest = now + ANSWER_WITHIN;
         match (ask, &self.lease) {
-            (Ask::Heartbeat, Some(lease)) => latest.min(self.renewable_until(lease)),
+            (Ask::Heartbeat, Some(lease)) => {
+                earliest(latest.min(self.renewable_until(lease)), self.tell_by)
+            }
             _ => latest,
         }
     }
@@ -654,7 +664,7 @@ impl Machine {
             };
             let place = match &mut self.state {
                 State::Opening(asked) | State::Asked(asked) => {
-                    asked.expect_the_end(&answer, now);
+                    asked.expect_the_end(&answer, self.tell_by, now);
                     &mut asked.answer
                 }
                 State::Withdrawing(withdrawing) => &mut withdrawing.answer,
@@ -688,7 +698,8 @@ impl Machine {
     }
 
     /// Goes on with settling.
-    fn settle(&mut self, settling: Settling, now: Instant) -> Result<(), Loss> {
+    fn settle(&mut self, mut settling: Settling, now: Instant) -> Result<(), Loss> {
+        settling.give_up_at = earliest(settling.give_up_at, self.tell_by);
         self.sent = now.into();
         self.send_settling(settling).map_err(|NotReady| unexpected_answer())
     }
@@ -741,7 +752,8 @@ impl Machine {
                 ..
             }) if !is_lent && *answer_by <= now => Err(stuck_or(answer.take(), Loss::NotServed)),
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
-                let patience = if *wanted { ANSWER_WITHIN } else { SETTLE_WITHIN };
+                let is_bounded = !*wanted || self.tell_by.is_some_and(|by| by <= *answer_by);
+                let patience = if is_bounded { SETTLE_WITHIN } else { ANSWER_WITHIN };
                 Err(stuck_or(answer.take(), Loss::Silent(patience)))
             }
             State::Opening(Asked { answer_by, .. }) | State::Asked(Asked { answer_by, .. }) => {
@@ -763,7 +775,8 @@ impl Machine {
     }
 
     fn withdraw(&mut self, reason: Reason, now: Instant) {
-        let give_up_at = now + SETTLE_WITHIN;
+        let give_up_at = earliest(now + SETTLE_WITHIN, self.tell_by);
+        self.tell_by = Some(give_up_at);
         match &mut self.state {
             State::Asked(Asked {
                 ask: ask @ (Ask::Lock { .. } | Ask::Fence { .. }),
@@ -784,9 +797,9 @@ impl Machine {
                 asked.wanted = false;
                 asked.answer_by = now + OPEN_WITHIN;
             }
-            State::Asked(asked) if reason == Reason::Unwanted && asked.wanted => {
-                asked.wanted = false;
-                asked.answer_by = asked.answer_by.min(give_up_at);
+            State::Asked(asked) if reason == Reason::Unwanted || self.unconfirmed.is_some() => {
+                asked.wanted &= reason != Reason::Unwanted;
+                asked.answer_by = earliest(asked.answer_by, self.tell_by);
             }
             State::Withdrawing(Withdrawing { reason: known, .. })
             | State::Settling(Settling { reason: known, .. })
@@ -829,6 +842,14 @@ impl Ask {
             | Self::Locked(_)
             | Self::Heartbeat
             | Self::Batch => None,
+        }
+    }
+
+    /// When the caller has to be told of something: of a wait without a slice, where there is one.
+    fn tell_by(&self) -> Option<Instant> {
+        match self {
+            Self::Lock { until: Some(until), .. } => until.checked_add(SETTLE_WITHIN),
+            _ => None,
         }
     }
 
@@ -877,6 +898,10 @@ impl State {
     }
 }
 
+fn earliest(time: Instant, other: Option<Instant>) -> Instant {
+    other.map_or(time, |other| time.min(other))
+}
+
 impl Asked {
     fn new(ask: Ask, answer_by: Instant) -> Self {
         Self { ask, answer: None, answer_by, wanted: true }
@@ -884,12 +909,12 @@ impl Asked {
 
     /// A wait takes as long as it takes, and so may its answer come at any time: what ends the answer
     /// follows it at once.
-    fn expect_the_end(&mut self, answer: &Answer, now: Instant) {
+    fn expect_the_end(&mut self, answer: &Answer, tell_by: Option<Instant>, now: Instant) {
         let patience = match answer {
             Answer::Failed(_) => GO_ON_WITHIN,
             Answer::Returned(_) | Answer::Row(_) => ANSWER_WITHIN,
         };
-        let latest = now + patience;
+        let latest = earliest(now + patience, tell_by);
         self.answer_by = match self.ask {
             Ask::Lock { .. } if self.wanted => latest,
             _ => self.answer_by.min(latest),

@@ -392,7 +392,11 @@ impl Session {
     /// the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
     ///
     /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
-    /// So no step begins after the server's word that the session is over has come.
+    /// So no step begins after the server's word that the session is over has come. What the work has
+    /// started elsewhere (another task, a thread) is not ended with it.
+    ///
+    /// The session is looked at after the work as well: an error does not mean that the work did not come to
+    /// its end, but that it may not have been alone.
     ///
     /// # Errors
     ///
@@ -589,17 +593,21 @@ impl Session {
 }
 
 impl Session {
-    /// As [`lost`](Session::lost). Each time it rests, it notes whether something has come that it cannot
+    /// As [`lost`](Session::lost). Each time it is polled, it notes whether something has come that it cannot
     /// know yet.
     async fn watch(&mut self, unheard: &AtomicBool) -> Error {
         loop {
-            let rested = self.rest_watchfully(unheard).await;
-            unheard.store(false, Ordering::Relaxed);
-            let alive = match rested {
-                Ok(()) => self.heartbeat().await,
-                over => over,
-            };
-            if let Err(error) = alive {
+            if let Err(error) = self.rest_watchfully(unheard).await {
+                return error;
+            }
+            let mut heartbeat = self.perform(Ask::Heartbeat, None);
+            let alive = poll_fn(|cx| {
+                let polled = Pin::new(&mut heartbeat).poll(cx);
+                let is_unheard = polled.is_pending() && heartbeat.has_unheard();
+                unheard.store(is_unheard, Ordering::Relaxed);
+                polled
+            });
+            if let Err(error) = alive.await {
                 return error;
             }
         }
@@ -740,7 +748,7 @@ impl Session {
             Outcome::Row(row) => Fence::from_row(&row).ok_or_else(|| self.gone(unreadable_fence())),
             Outcome::Failed(error) => Err(self.lock_refused(lock, error)),
             _ if wait.is_some_and(Cancellable::is_asked) => Err(cancelled(lock)),
-            _ => Err(no_fence(lock)),
+            _ => Err(no_fence(lock, held)),
         }
     }
 
@@ -947,6 +955,10 @@ impl Attempt<'_> {
         }
         wire.poll_outcome(cx)
     }
+
+    fn has_unheard(&self) -> bool {
+        matches!(&self.session.place, Place::Here(wire) if wire.has_unheard())
+    }
 }
 
 impl Future for Attempt<'_> {
@@ -969,13 +981,19 @@ fn cancelled(lock: LockId) -> Error {
         .context(format!("{} lock on key {}", lock.mode, lock.key))
 }
 
-fn no_fence(lock: LockId) -> Error {
-    Error::new(
-        ErrorKind::Timeout,
-        "no fencing token within 30 s, so the lock is not taken; is the server waiting for a \
-         synchronous standby?",
-    )
-    .context(format!("{} lock on key {}", lock.mode, lock.key))
+fn no_fence(lock: LockId, held: Held) -> Error {
+    let message = match held {
+        Held::Newly => {
+            "no fencing token within 30 s, so the lock is not taken; is the server waiting for a \
+             synchronous standby?"
+        }
+        Held::Before => {
+            "no fencing token within 30 s, so the lock is held as before; is the server waiting for a \
+             synchronous standby?"
+        }
+    };
+    Error::new(ErrorKind::Timeout, message)
+        .context(format!("{} lock on key {}", lock.mode, lock.key))
 }
 
 /// Whatever this server is, a lock without a token must not stay behind: the session ends.

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
@@ -46,6 +47,8 @@ pub(super) struct Wire {
     waiting: Option<Waiting>,
     /// Rings at the machine's next time or before: it is only set when it has to be earlier.
     alarm: Option<Alarm>,
+    /// Where the socket is, and the alarm.
+    runtime: Handle,
     /// Whether TLS may hold back some of what was written.
     unflushed: bool,
     /// Why nothing more can be sent. What the server had to say may still be read.
@@ -95,6 +98,7 @@ impl Wire {
             cancel: None,
             waiting: None,
             alarm: None,
+            runtime: Handle::current(),
             unflushed: false,
             send_error: None,
         }
@@ -179,6 +183,8 @@ impl Wire {
 
     /// Drives the request that was asked to its outcome. Can be given up and taken up at any time.
     pub(super) fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        // The time that it waits for may have stood still.
+        self.count_sleep();
         loop {
             if let Some(Waiting { until }) = self.waiting {
                 if self.has_to_send() {
@@ -196,7 +202,6 @@ impl Wire {
             if let Some(outcome) = self.machine.take_outcome() {
                 return Poll::Ready(Ok(outcome));
             }
-            self.count_sleep();
             self.waiting = match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
                 Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
                 Action::Wait { until } => Some(Waiting { until: until.map(Instant::from) }),
@@ -214,6 +219,12 @@ impl Wire {
         self.stream.tell_tale().ok()
     }
 
+    /// Whether something has come that the runtime has not told of. An error is news as well, of which
+    /// reading tells no more than that it is the end.
+    pub(super) fn has_unheard(&self) -> bool {
+        self.stream.has_news().unwrap_or(true)
+    }
+
     /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
     pub(super) async fn catch_up(&mut self) -> Result<()> {
         self.stream.catch_up().await.map_err(|error| self.ended(Some(error)))
@@ -223,9 +234,9 @@ impl Wire {
     /// something has come that the runtime has not told of: it looks at its sockets only between tasks.
     pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, unheard: &AtomicBool) -> Poll<Rest> {
         let news = match self.take_in(cx) {
-            Ok(0) => self.stream.has_news(),
-            // Its turn is over.
-            Ok(_) => Ok(false),
+            // It would go on and on.
+            Ok(READS_MAX) => Ok(false),
+            Ok(_) => self.stream.has_news(),
             Err(error) => return Poll::Ready(Rest::Over(error)),
         };
         match news {
@@ -260,7 +271,10 @@ impl Wire {
                 cx.waker().wake_by_ref();
                 break;
             }
-            if !self.poll_receive(cx)? {
+            // What else the task does must not use up what tokio allows it: nobody would read.
+            let receive = poll_fn(|cx| Poll::Ready(self.poll_receive(cx)));
+            let Poll::Ready(received) = pin!(unconstrained(receive)).poll(cx) else { break };
+            if !received? {
                 break;
             }
             reads += 1;
@@ -394,6 +408,8 @@ impl Wire {
         if self.alarm.as_ref().is_some_and(|alarm| alarm.is_set(until, cx)) {
             return false;
         }
+        // Whoever polls may be on another runtime, which ends before.
+        let _here = self.runtime.enter();
         let alarm = self.alarm.get_or_insert_with(|| Alarm {
             sleep: Box::pin(sleep_until(until)),
             wakes: cx.waker().clone(),
@@ -495,4 +511,49 @@ impl fmt::Debug for Wire {
 /// The time, on tokio's clock, which tests can stop.
 pub(crate) fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::session::advisory::Means;
+    use crate::session::lease::Lease;
+    use crate::session::simulation::log_in;
+
+    #[tokio::test]
+    async fn what_the_machine_slept_counts_at_rest_and_while_a_heartbeat_is_under_way() {
+        const TTL: Duration = Duration::from_secs(60);
+        for is_under_way in [false, true] {
+            let (client, _server) = UnixStream::pair().unwrap();
+            let (connection, identity) = log_in();
+            let lease = Some(Lease::new(TTL, now()));
+            let machine = Machine::new(connection, Means::Calls, lease, now());
+            let keepalive =
+                net::Keepalive { idle: TTL, interval: TTL, probes: 1, acknowledgement: TTL };
+            let address = net::Address::Unix("/nowhere".into());
+            let route = Route { address, keepalive, encryption: net::Encryption::None };
+            let peer = Peer { name: "nowhere".into(), route, cancel_key: identity.cancel_key };
+            let mut wire = Wire::new(Stream::Unix(client), machine, peer, Some(Clocks::look()));
+            let mut cx = Context::from_waker(Waker::noop());
+            if is_under_way {
+                assert!(wire.poll_ask(Ask::Heartbeat, &mut cx).is_pending());
+                assert!(wire.poll_outcome(&mut cx).is_pending());
+            } else {
+                assert!(wire.poll_idle(&mut cx).is_pending());
+            }
+            wire.clocks = Some(Clocks::look().behind_by(TTL));
+            let told = if is_under_way {
+                wire.poll_outcome(&mut cx).map(Result::unwrap_err)
+            } else {
+                wire.poll_idle(&mut cx)
+            };
+            let Poll::Ready(error) = told else { panic!("it goes on, under way: {is_under_way}") };
+            assert!(error.is_lost());
+            assert!(error.to_string().contains("which counts what this machine slept"), "{error}");
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! What locks and sessions do on a real server, judged from another connection.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use pglock::{Config, Error, ErrorKind, Key, Lock, Locker, Mode, Session};
@@ -337,6 +338,50 @@ fn work_that_leaves_the_runtime_no_time_stops_with_its_session() {
         assert_eq!(ended.unwrap_err().sqlstate(), Some(ADMIN_SHUTDOWN), "{url}");
         assert_eq!(steps, LAST_STEP, "{url}");
     }
+}
+
+/// What else a task does may use up what tokio allows it at a time.
+#[tokio::test]
+async fn a_loss_is_told_in_a_task_that_is_never_idle() {
+    let mut stage = Stage::new();
+    let mut alice = stage.lock("alice").await;
+    alice.lock().await.unwrap();
+    stage.terminate("alice");
+    let mut busy = pin!(async {
+        loop {
+            tokio::task::consume_budget().await;
+        }
+    });
+    let mut lost = pin!(alice.hold(pending::<()>()));
+    let lost = poll_fn(|cx| {
+        let _: Poll<()> = busy.as_mut().poll(cx);
+        lost.as_mut().poll(cx)
+    });
+    let error = soon(lost).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(ADMIN_SHUTDOWN));
+}
+
+/// Whoever polls is on another runtime, which ends before, or on none.
+#[test]
+fn a_session_stays_with_the_runtime_on_which_it_was_connected() {
+    const BRIEFLY: Duration = Duration::from_millis(50);
+    let stage = Stage::new();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    let locks = async { (stage.lock("alice").await, stage.lock("bob").await) };
+    let (mut alice, mut bob) = runtime.block_on(locks);
+    runtime.block_on(alice.lock()).unwrap();
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert!(!other.block_on(bob.lock_timeout(BRIEFLY)).unwrap());
+    drop(other);
+    assert!(!runtime.block_on(bob.lock_timeout(BRIEFLY)).unwrap());
+    {
+        let mut waiting = pin!(bob.lock());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    }
+    runtime.block_on(alice.unlock()).unwrap();
+    assert!(runtime.block_on(bob.try_lock()).unwrap());
 }
 
 #[tokio::test]

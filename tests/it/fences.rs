@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pglock::{ErrorKind, Mode};
+use pglock::{ErrorKind, Lock, Mode};
 use pglock_test_cluster::{Cluster, Settings, eventually};
 use tokio::time::timeout;
 
@@ -64,6 +64,36 @@ pub(crate) async fn server_without_its_standby() -> Cluster {
     })
     .await;
     cluster
+}
+
+/// It goes on after its standby has become the primary, as one does that was cut off.
+#[tokio::test]
+async fn a_primary_of_the_past_gives_no_token_and_no_lock() {
+    let primary = Settings::new().start();
+    let mut standby = Settings::new().start_standby_of(&primary);
+    let mut admin = primary.raw();
+    admin.rows("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    admin.rows("SELECT pg_reload_conf()");
+    eventually("commits wait for the standby", SHORT * 100, || {
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        admin.value(sql) == "1"
+    })
+    .await;
+    let mut before = Stage::on(&primary);
+    let mut alice = before.lock("alice").await;
+    let first = soon(alice.lock_fenced()).await.unwrap();
+    soon(alice.unlock()).await.unwrap();
+    standby.promote();
+
+    let after = Stage::on(&standby);
+    let mut bob = Lock::connect(&after.config("bob"), before.key()).await.unwrap();
+    let second = soon(bob.lock_fenced()).await.unwrap();
+    assert!(first < second, "{first} {second}");
+    assert!(timeout(SHORT, alice.lock_fenced()).await.is_err());
+    // The next call waits until that is settled.
+    soon(alice.holders()).await.unwrap();
+    assert_eq!(before.locks(), [""; 0]);
+    soon(bob.hold(async {})).await.unwrap();
 }
 
 pub(crate) async fn alice_waits_for_a_standby(stage: &mut Stage<'_>) {

@@ -2,12 +2,15 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::mpsc;
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pglock::{Error, ErrorKind, Lock, Mode, Session, SslMode};
-use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Traffic, eventually, role};
+use pglock::{Config, Error, ErrorKind, Key, Lock, Mode, Result, Session, SslMode};
+use pglock_test_cluster::{
+    Cluster, PgBouncer, PoolMode, Proxy, Traffic, eventually, role, signal, wait_until,
+};
 use tokio::time::sleep;
 
 use crate::stage::{PATIENCE, Stage, soon};
@@ -103,32 +106,97 @@ async fn requests_renew_a_lease() {
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
 }
 
-/// The runtime has no time for its timers and sockets: the work, which never waits, is all that it sees.
+/// Has alice hold work of so many steps on a runtime that has no time for its timers and sockets: the work,
+/// which never waits, is all that it sees. Returns what came of it, and after how many steps.
+fn hold_busily(
+    config: Config,
+    key: Key,
+    steps: u32,
+    mut step: impl FnMut(u32) + Send + 'static,
+) -> (Result<()>, u32) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
+    let holding = runtime.spawn(async move {
+        let mut alice = Lock::connect(&config, key).await.unwrap();
+        alice.lock().await.unwrap();
+        let mut done = 0;
+        let work = poll_fn(|cx| {
+            done += 1;
+            step(done);
+            cx.waker().wake_by_ref();
+            if done < steps { Poll::Pending } else { Poll::Ready(()) }
+        });
+        (alice.hold(work).await, done)
+    });
+    runtime.block_on(holding).unwrap()
+}
+
 #[test]
-fn work_that_leaves_the_runtime_no_time_stops_with_its_lease() {
-    const STEP: Duration = LEASE.checked_div(10).unwrap();
+fn work_that_leaves_the_runtime_no_time_keeps_its_lease() {
+    const STEPS: u32 = 20;
     let stage = Stage::new();
     if stage.major_version() < ENDS_SILENT_SESSIONS {
         return;
     }
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
-    let holding = runtime.spawn(async move {
-        let mut alice = lock(&stage, "alice").await;
-        alice.lock().await.unwrap();
-        let mut steps = 0;
-        let work = poll_fn(|cx| {
-            thread::sleep(STEP);
-            steps += 1;
-            cx.waker().wake_by_ref();
-            if steps < 20 { Poll::Pending } else { Poll::Ready(()) }
-        });
-        (alice.hold(work).await, steps)
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let (ended, done) = hold_busily(config, stage.key(), STEPS, |_| thread::sleep(LEASE / 10));
+    ended.unwrap();
+    assert_eq!(done, STEPS);
+}
+
+#[test]
+fn work_that_leaves_the_runtime_no_time_stops_with_its_lease() {
+    let stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let url = format!("postgresql://{}@127.0.0.1:{}/app", role::TRUST.name, proxy.port());
+    let mut config = stage.config_by(&url, "alice");
+    config.lease(LEASE);
+    let (ended, done) = hold_busily(config, stage.key(), 20, move |step| {
+        if step == 1 {
+            proxy.set_both(Traffic::Silent);
+        }
+        thread::sleep(LEASE / 10);
     });
-    let (ended, steps) = runtime.block_on(holding).unwrap();
     assert_ended(&ended.unwrap_err());
     // The last of them began before the end of the lease.
-    assert!(steps < 10, "{steps} steps");
+    assert!(done < 10, "{done} steps");
+}
+
+/// Its process is stopped, so that the heartbeat is not answered, and ends as soon as it goes on.
+#[test]
+fn a_session_that_is_ended_while_a_heartbeat_is_under_way_is_lost_before_the_next_step() {
+    const LEASE: Duration = Duration::from_secs(9);
+    const STEPS: u32 = 40;
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let (key, mut begun, mut last) = (stage.key(), None, 0);
+    let (last_step, ended_in) = mpsc::channel();
+    let (ended, done) = hold_busily(config, key, STEPS, move |step| {
+        let begun = *begun.get_or_insert_with(|| {
+            signal(stage.pid("alice"), "STOP");
+            Instant::now()
+        });
+        thread::sleep(Duration::from_millis(100));
+        // The heartbeat was sent before this step or the one before.
+        if last == 0 && begun.elapsed() > LEASE / 3 + Duration::from_millis(200) {
+            let pid = stage.pid("alice");
+            stage.terminate("alice");
+            signal(pid, "CONT");
+            wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
+            last = step;
+            last_step.send(step).unwrap();
+        }
+    });
+    assert_eq!(ended.unwrap_err().sqlstate(), Some("57P01"));
+    assert_eq!(done, ended_in.try_recv().unwrap());
 }
 
 #[tokio::test]

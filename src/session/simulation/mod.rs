@@ -31,9 +31,10 @@ use self::Case::{
 };
 use self::driver::Defect;
 use self::world::World;
+pub(super) use self::world::log_in;
 use super::advisory::{LockId, Means};
 use super::lease::Lease;
-use super::machine::{Ask, Loss, Machine};
+use super::machine::{Action, Ask, Loss, Machine, SETTLE_WITHIN};
 use crate::key::{Key, Mode};
 
 const LOCK: LockId = LockId { key: Key::bigint(42), mode: Mode::Exclusive };
@@ -90,6 +91,24 @@ fn half_an_answer_does_not_renew_a_lease() {
     machine.connection().received().extend_from_slice(b"V\0\0\0\x09\0\0\0\x01\0");
     let loss = machine.poll(start + TTL).unwrap_err();
     assert!(matches!(loss, Loss::Expired(TTL)), "{loss:?}");
+}
+
+#[test]
+fn the_end_of_a_wait_is_confirmed_by_when_its_caller_has_to_be_told() {
+    const TTL: Duration = Duration::from_secs(3_600);
+    let start = Instant::now();
+    let granted = start + TTL / 2;
+    let until = granted + Duration::from_millis(1);
+    let mut machine =
+        Machine::new(world::logged_in(), calls(), Some(Lease::new(TTL, start)), start);
+    machine.ask(Ask::Lock { lock: LOCK, until: Some(until), slice: None }, start).unwrap();
+    // It is granted a moment before that, and the heartbeat that follows is not answered.
+    machine.connection().received().extend_from_slice(b"V\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+    let tell_by = until + SETTLE_WITHIN;
+    let waits = machine.poll(granted).unwrap();
+    assert_eq!(waits, Action::Wait { until: Some(tell_by) });
+    let loss = machine.poll(tell_by).unwrap_err();
+    assert!(matches!(loss, Loss::Silent(SETTLE_WITHIN)), "{loss:?}");
 }
 
 fn calls() -> Means {

@@ -12,7 +12,7 @@ use super::driver::{Defect, Driver};
 use super::pooler::Pooler;
 use super::server::{Command, QUERY_CANCELED, TIMEOUT, Transaction};
 use super::{Case, LOCK, REQUESTS, Random};
-use crate::protocol::{Connection, Credentials, Event};
+use crate::protocol::{Connection, Credentials, Event, ServerIdentity};
 use crate::session::advisory::Means;
 use crate::session::lease::Lease;
 use crate::session::machine::{
@@ -214,8 +214,12 @@ impl World {
         self.driver.ask(ask.clone(), self.now()).map_err(|error| error.to_string())?;
         let outcome = match self.see_through() {
             Ok(outcome) => outcome,
-            Err(loss) => return self.check_loss(&loss, asked_at).map(|()| false),
+            Err(loss) => {
+                self.check_loss(&loss, asked_at)?;
+                return self.check_patience().map(|()| false);
+            }
         };
+        self.check_patience()?;
         self.note(format_args!("{outcome:?}"));
         if self.request.caller_gone && outcome == Outcome::Acquired {
             return Err(String::from("acquired for nobody"));
@@ -232,6 +236,16 @@ impl World {
         };
         self.leased.renew(asked_at);
         self.check_books().map(|()| true)
+    }
+
+    /// Whoever waits no more is told of something soon.
+    fn check_patience(&self) -> Result<(), String> {
+        let late =
+            self.request.gives_up_at.map(|at| Duration::from_micros(self.clock.saturating_sub(at)));
+        match late {
+            Some(late) if SETTLE_WITHIN < late => Err(format!("told {late:?} after the end")),
+            _ => Ok(()),
+        }
     }
 
     /// The books agree with the server's, and nothing happened on the way that must not.
@@ -320,15 +334,15 @@ impl World {
             (false, 0) => Ask::TryLock(LOCK),
             (false, 1) => {
                 self.request.gives_up_at = Some(soon);
-                Ask::Lock { lock: LOCK, until: Some(self.at(soon)), slice: None }
+                self.wait_until(Some(self.at(soon)))
             }
             (false, 2) => {
                 self.plan(soon, Happening::CallerCancels(request));
-                Ask::Lock { lock: LOCK, until: None, slice: None }
+                self.wait_until(None)
             }
             (false, _) => {
                 self.plan(soon, Happening::CallerGoes(request));
-                Ask::Lock { lock: LOCK, until: None, slice: None }
+                self.wait_until(None)
             }
         };
         if self.random.one_in(6) {
@@ -336,6 +350,13 @@ impl World {
             self.plan(at, Happening::CallerGoes(request));
         }
         ask
+    }
+
+    /// A wait, which is sometimes to end with a slice.
+    fn wait_until(&mut self, until: Option<Instant>) -> Ask {
+        let is_sliced = self.random.one_in(4);
+        let slice = is_sliced.then(|| Duration::from_micros(self.random.up_to(6_000)));
+        Ask::Lock { lock: LOCK, until, slice }
     }
 
     /// Drives the machine until the request is over.
@@ -668,11 +689,18 @@ fn microseconds(duration: Duration) -> u64 {
 }
 
 pub(super) fn logged_in() -> Connection {
+    log_in().0
+}
+
+pub(in super::super) fn log_in() -> (Connection, ServerIdentity) {
     let credentials = Credentials::new(String::from("u"), None, [0; 18]);
     let mut connection = Connection::new(credentials, &[]);
     connection.sent(connection.outgoing().len());
     let login = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x02Z\0\0\0\x05I";
     connection.received().extend_from_slice(login);
-    while !matches!(connection.poll_event(), Ok(Some(Event::LoggedIn(_)))) {}
-    connection
+    loop {
+        if let Some(Event::LoggedIn(identity)) = connection.poll_event().unwrap() {
+            return (connection, *identity);
+        }
+    }
 }

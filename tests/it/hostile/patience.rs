@@ -47,6 +47,17 @@ async fn a_request_that_cannot_be_withdrawn_ends_the_session() {
     );
 }
 
+#[tokio::test]
+async fn a_lock_that_is_granted_by_half_keeps_nobody_past_his_time() {
+    let backend = Script::new().session().hears(LOCK).says(void()).left().play().await;
+    let mut lock = backend.connect().await.unwrap();
+    let start = Instant::now();
+    let error = timely(lock.lock_timeout(BRIEFLY)).await.unwrap_err();
+    assert!(GIVEN_UP.contains(&start.elapsed()), "{:?}", start.elapsed());
+    backend.done().await;
+    assert_lost(lock, error, Lost, "the server did not answer within 10 s").await;
+}
+
 async fn assert_given_up(script: Script) {
     let backend = script.play().await;
     let mut lock = backend.connect().await.unwrap();
