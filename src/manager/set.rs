@@ -37,7 +37,8 @@ impl LockManager {
     /// They are taken exclusively, one after the other in the [order of the keys](Key#order), whatever the
     /// order in which they are named; a key that is named twice counts once. So programs that take several
     /// keys by `lock_all` never wait for each other in a circle; unless one of them holds other locks
-    /// meanwhile. Each lock that is free takes a round trip. Of no keys, there is nothing to wait for.
+    /// meanwhile. Each lock that is free takes a round trip. If one is lost while the next is waited for, all
+    /// are taken anew. Of no keys, there is nothing to wait for.
     ///
     /// Through a transaction pooler, one set at a time is collected.
     ///
@@ -161,7 +162,11 @@ impl LockManager {
                 }
             }
             if guards.len() == keys.len() {
-                return Ok(Some(GuardSet { guards }));
+                if guards.iter().all(Guard::is_held) {
+                    return Ok(Some(GuardSet { guards }));
+                }
+                // One was lost while the next was waited for.
+                continue;
             }
             drop(guards);
             turn = self.turn(until).await;

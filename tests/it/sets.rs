@@ -169,6 +169,33 @@ async fn a_set_is_lost_with_the_first_of_its_locks() {
 }
 
 #[tokio::test]
+async fn what_is_lost_while_the_rest_is_awaited_is_taken_again() {
+    let mut stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let busy = soon(bob.lock((7_105, 2))).await.unwrap();
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock_all([(7_105, 1), (7_105, 2)]).await }
+    });
+    let awaited = [
+        "alice awaits exclusive (7105, 2)",
+        "alice holds exclusive (7105, 1)",
+        "bob holds exclusive (7105, 2)",
+    ];
+    stage.until(&awaited).await;
+    let holder = stage.holder(Key::pair(7_105, 1));
+    assert!(stage.end_process(holder));
+    stage.until(&[awaited[0], awaited[2]]).await;
+    drop(busy);
+    let all = soon(waiting).await.unwrap().unwrap();
+    assert!(all.is_held());
+    assert_eq!(
+        stage.locks(),
+        ["alice holds exclusive (7105, 1)", "alice holds exclusive (7105, 2)"]
+    );
+}
+
+#[tokio::test]
 async fn through_a_pooler_sets_do_not_block_each_other() {
     let mut stage = Stage::new();
     let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 5);
