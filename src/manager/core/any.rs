@@ -24,7 +24,8 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Command, Core, Grant, Held, Order, Reply, RequestId, SessionId, State, closed};
+use super::entry::{Held, State};
+use super::{Command, Core, Grant, Order, Reply, RequestId, SessionId, closed};
 use crate::error::{Error, Result};
 use crate::key::{Key, Mode};
 use crate::session::{Choice, LockId};

@@ -114,7 +114,7 @@ impl<R> Default for Requests<R> {
 }
 
 impl<R> Request<R> {
-    pub(super) fn is_impatient(&self) -> bool {
+    fn is_impatient(&self) -> bool {
         self.patience == Patience::None
     }
 }

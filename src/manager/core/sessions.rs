@@ -1,0 +1,225 @@
+//! The sessions: which of them does what, and when another one is opened.
+
+use std::mem;
+use std::time::Instant;
+
+use super::entry::{Entry, State};
+use super::{Command, Core, Order, Reply, SessionId};
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) stage: Stage,
+    /// How many keys are tried, waited for, held or released on it.
+    pub(super) keys: usize,
+    pub(super) idle_since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It is being opened, to wait for this key if there is one.
+    Opening(Option<Key>),
+    Open,
+    Closing,
+}
+
+impl<R> Core<R> {
+    pub(super) fn session_for_trying(&self) -> Option<SessionId> {
+        if self.one_key_each {
+            return self.idle_session();
+        }
+        self.shared.filter(|shared| self.is_open(*shared))
+    }
+
+    /// A session that may wait: it is open, and holds nothing.
+    pub(super) fn idle_session(&self) -> Option<SessionId> {
+        let mut idle = self.sessions.iter().filter(|(_, seat)| seat.is_idle());
+        idle.find(|(session, _)| self.shared != Some(**session)).map(|(session, _)| *session)
+    }
+
+    fn is_open(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|seat| seat.stage == Stage::Open)
+    }
+
+    /// Opens the sessions that the keys which need one for being tried lack.
+    pub(super) fn open_for_trying(&mut self, now: Instant) {
+        let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
+        let opening = self.sessions.values().filter(is_for_trying).count();
+        let others = self.queued_attempts() + self.inspections.sessions_needed();
+        let needed = if self.one_key_each { self.unasked.len() + others } else { 1 };
+        for _ in opening..needed {
+            if !self.may_open(now) {
+                return;
+            }
+            let session = self.open(None, now);
+            if !self.one_key_each {
+                self.shared = Some(session);
+            }
+        }
+    }
+
+    /// Why no session can be had before long, if so.
+    pub(super) fn hindrance(&self) -> Option<Error> {
+        let is_opening = |seat: &Seat| matches!(seat.stage, Stage::Opening(None));
+        if self.sessions.values().any(is_opening) {
+            return None;
+        }
+        self.unreachable.clone().or_else(|| self.one_key_each.then(crowded))
+    }
+
+    pub(super) fn may_open(&self, now: Instant) -> bool {
+        self.sessions.len() < self.limits.sessions
+            && self.open_again.due.is_none_or(|due| due <= now)
+    }
+
+    pub(super) fn open(&mut self, for_key: Option<Key>, now: Instant) -> SessionId {
+        self.last_session += 1;
+        let session = self.last_session;
+        let seat = Seat { stage: Stage::Opening(for_key), keys: 0, idle_since: now };
+        self.sessions.insert(session, seat);
+        self.commands.push(Command::Open(session));
+        session
+    }
+
+    pub(super) fn occupy(&mut self, session: SessionId) {
+        if let Some(seat) = self.sessions.get_mut(&session) {
+            seat.keys += 1;
+        }
+    }
+
+    pub(super) fn vacate(&mut self, session: SessionId, now: Instant) {
+        if let Some(seat) = self.sessions.get_mut(&session) {
+            seat.keys -= 1;
+            seat.idle_since = now;
+        }
+    }
+
+    /// Gives a session that is idle to the next key that needs one.
+    pub(super) fn fill(&mut self, session: SessionId, now: Instant) {
+        if self.one_key_each || self.shared == Some(session) {
+            return self.serve(now);
+        }
+        if self.sessions.get(&session).is_some_and(Seat::is_idle) {
+            if let Some(key) = self.next_pausing() {
+                self.wait_on(session, key);
+            }
+        }
+    }
+
+    /// Tries the keys that need a session for it, as far as there are any.
+    pub(super) fn serve(&mut self, now: Instant) {
+        while self.session_for_trying().is_some() {
+            if let Some(key) = self.next_unasked() {
+                self.advance(key, now);
+            } else if let Some(attempt) = self.next_attempt() {
+                self.try_any(attempt, now);
+            } else {
+                break;
+            }
+        }
+        if let Some(key) = self.next_unasked() {
+            self.unasked.push_front(key);
+            self.open_for_trying(now);
+        } else if self.next_attempt().is_some() {
+            self.open_for_trying(now);
+        }
+        self.ask_what_is_to_be_inspected(now);
+    }
+
+    /// The next key that needs a session to be tried on.
+    fn next_unasked(&mut self) -> Option<Key> {
+        loop {
+            let key = self.unasked.pop_front()?;
+            if matches!(self.keys.get(&key), Some(Entry { state: State::Unasked, .. })) {
+                return Some(key);
+            }
+        }
+    }
+
+    /// A session could not be opened.
+    pub(super) fn unopened(&mut self, for_key: Option<Key>, error: Error, now: Instant) {
+        self.open_again.put_off(now);
+        if let Some(key) = for_key {
+            // It is not the only way to the lock.
+            self.set(key, State::Pausing);
+            self.pausing.push_back(key);
+            self.advance(key, now);
+            // One that was busy when this one was to be opened may have nothing to do by now.
+            if let Some(idle) = self.idle_session() {
+                self.fill(idle, now);
+            }
+            return self.pause(now);
+        }
+        self.fail_inspections(&error);
+        for key in mem::take(&mut self.unasked) {
+            let Some(entry) = self.keys.get_mut(&key) else { continue };
+            if !matches!(entry.state, State::Unasked) {
+                continue;
+            }
+            if is_worth_another_try(&error) {
+                entry.fail_the_impatient(&error, &mut self.commands);
+            } else {
+                entry.fail(&error, &mut self.commands);
+            }
+            if entry.queue.is_empty() {
+                self.keys.remove(&key);
+            } else {
+                self.unasked.push_back(key);
+            }
+        }
+        self.fail_queued_attempts(&error);
+        if self.unasked.is_empty() {
+            // Nobody waits for it, so whoever comes next may try at once.
+            self.open_again.due = None;
+        }
+        self.unreachable = Some(error);
+    }
+
+    /// A session is over, and with it all that it held.
+    pub(super) fn lost(&mut self, session: SessionId, error: &Error, now: Instant) {
+        self.lose_inspections(session, error);
+        let of_session = |entry: &Entry<R>| entry.state.session() == Some(session);
+        let keys = self.keys.iter().filter(|(_, entry)| of_session(entry)).map(|(key, _)| *key);
+        for key in keys.collect::<Vec<_>>() {
+            let Some(entry) = self.keys.get_mut(&key) else { continue };
+            match mem::replace(&mut entry.state, State::Unasked) {
+                State::Releasing(_, Some(caller)) => {
+                    self.commands.push(Command::Reply(caller, Reply::NotDone(error.clone())));
+                }
+                State::Held(held) => self.stats.lost(held.guards),
+                State::Trying(..) => entry.try_once_more(error, &mut self.commands),
+                _ => {}
+            }
+            self.advance(key, now);
+        }
+        self.lose_attempts(session, error, now);
+    }
+
+    pub(super) fn order(&mut self, session: SessionId, order: Order) {
+        self.commands.push(Command::Order(session, order));
+    }
+
+    pub(super) fn reply(&mut self, caller: R, reply: Reply) {
+        self.commands.push(Command::Reply(caller, reply));
+    }
+}
+
+impl Seat {
+    pub(super) fn is_idle(&self) -> bool {
+        self.stage == Stage::Open && self.keys == 0
+    }
+}
+
+/// Whether the server may be there the next time.
+fn is_worth_another_try(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
+}
+
+fn crowded() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "all sessions of the manager have their hands full; allow it more, or hold fewer keys",
+    )
+}
