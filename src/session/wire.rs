@@ -233,7 +233,10 @@ impl Wire {
     /// Waits between requests, until the session is over or it is time for a sign of life. Notes whether
     /// something has come that the runtime has not told of: it looks at its sockets only between tasks.
     pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, unheard: &AtomicBool) -> Poll<Rest> {
-        let news = match self.take_in(cx) {
+        // What else the task does must not use up what tokio allows it: nobody would read.
+        let taking_in = poll_fn(|cx| Poll::Ready(self.take_in(cx)));
+        let taken_in = ready!(pin!(unconstrained(taking_in)).poll(cx));
+        let news = match taken_in {
             // It would go on and on.
             Ok(READS_MAX) => Ok(false),
             Ok(_) => self.stream.has_news(),
@@ -271,10 +274,7 @@ impl Wire {
                 cx.waker().wake_by_ref();
                 break;
             }
-            // What else the task does must not use up what tokio allows it: nobody would read.
-            let receive = poll_fn(|cx| Poll::Ready(self.poll_receive(cx)));
-            let Poll::Ready(received) = pin!(unconstrained(receive)).poll(cx) else { break };
-            if !received? {
+            if !self.poll_receive(cx)? {
                 break;
             }
             reads += 1;
@@ -285,7 +285,16 @@ impl Wire {
     }
 
     /// Lets a lease run while the machine slept.
+    #[inline]
     fn count_sleep(&mut self) {
+        if self.clocks.is_some() {
+            self.compare_clocks();
+        }
+    }
+
+    /// Kept out of the way of sessions without a lease.
+    #[cold]
+    fn compare_clocks(&mut self) {
         let slept = self.clocks.as_mut().map(Clocks::slept).unwrap_or_default();
         if !slept.is_zero() {
             self.machine.slept(slept);
