@@ -381,7 +381,7 @@ impl Observer {
                     self.told = leader.clone().map_or(Told::NobodyLeads, Told::Leads);
                     return Ok(leader);
                 }
-                Err(error) if may_pass(&error) => {}
+                Err(error) if error.may_pass() || error.kind() == ErrorKind::OutOfLockMemory => {}
                 Err(error) => return Err(error),
             }
         }
@@ -401,9 +401,4 @@ fn is_same(one: &Holder, other: &Holder) -> bool {
     one.process_id() == other.process_id()
         && one.client_address() == other.client_address()
         && one.application_name() == other.application_name()
-}
-
-fn may_pass(error: &Error) -> bool {
-    use ErrorKind::{Connect, Lost, OutOfLockMemory, Timeout};
-    matches!(error.kind(), Connect | Lost | OutOfLockMemory | Timeout)
 }

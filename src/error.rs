@@ -130,6 +130,11 @@ impl Error {
         self.with(|inner| inner.context = Some(context.into()))
     }
 
+    /// Whether the server may be there, or have the time, when it is asked again.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
+    }
+
     /// Marks the session as gone.
     pub(crate) fn lost(self) -> Self {
         self.with(|inner| inner.lost = true)

@@ -28,7 +28,8 @@
 //! - [`Session`] is one connection that holds any number of keys.
 //! - [`LockManager`] is for a service: any number of keys for any number of tasks, on a handful of
 //!   connections. A lock is a [`Guard`], released when it is dropped.
-//! - [`Semaphore`] lets so many at a time, of all programs that use its name.
+//!   Several at once are a [`GuardSet`].
+//! - [`Semaphore`] lets in so many at a time, of all programs that use its name, on a manager.
 //! - [`Election`] has one candidate of many lead, on a manager.
 //! - [`Stats`] says what a manager has, and what it has done.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.

@@ -21,10 +21,11 @@
 //! turnstile. Of a process, only the head of its queue wants the turnstile. A slot of a process that is gone
 //! is free as soon as the server knows, and is found by the next try.
 //!
-//! A permit that is given back goes to the head of the process's queue, within the bounds of the manager's
-//! [`hand_overs`](crate::LockManagerBuilder::hand_overs), and to the server otherwise. While these bounds
-//! last, but no longer than for 100 ms, a head expects the next permit from within its process before it goes
-//! to the turnstile: else every permit that is handed over would end a wait at the server. The turnstile goes from head to head, until a slot was found.
+//! A permit that is given back goes to the head of the process's queue, within the bounds of the
+//! manager's [`hand_overs`](crate::LockManagerBuilder::hand_overs), and to the server otherwise. While
+//! these bounds last, but no longer than for 100 ms, a head expects the next permit from within its
+//! process before it goes to the turnstile: else every permit that is handed over would end a wait at the
+//! server. The turnstile goes from head to head, until a slot was found.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{timeout, timeout_at};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Kind};
 use crate::manager::{Guard, LockManager};
@@ -79,10 +80,10 @@ const EXPECT_HAND_OVER_FOR_MAX: Duration = Duration::from_millis(100);
 ///
 /// Every process has to name the same number, from 1 to 1,000. While it uses a semaphore, each has a lock
 /// that says which number it goes by; and once it has, it looks for other numbers. If there is one, its
-/// calls fail with [`ErrorKind::Config`], naming both. So when the number changes from one release of a
-/// program to the next, instances of the new one get no permit before the last `Semaphore` of the old one is
-/// gone. Give the new number a new name, if for that time it does not matter how many permits both have
-/// together.
+/// calls fail with [`ErrorKind::Config`](crate::ErrorKind::Config), naming both. So when the number
+/// changes from one release of a program to the next, instances of the new one get no permit before the
+/// last `Semaphore` of the old one is gone. Give the new number a new name, if for that time it does not
+/// matter how many permits both have together.
 ///
 /// # Keys
 ///
@@ -166,8 +167,8 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// As [`LockManager::lock`]; and [`ErrorKind::Config`] if the number of permits is out of range, or
-    /// another one than somebody else goes by.
+    /// As [`LockManager::lock`]; and [`ErrorKind::Config`](crate::ErrorKind::Config) if the number of
+    /// permits is out of range, or another one than somebody else goes by.
     ///
     /// # Cancel safety
     ///
@@ -209,7 +210,8 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// As [`LockManager::try_lock`]; and [`ErrorKind::Config`] as for [`acquire`](Semaphore::acquire).
+    /// As [`LockManager::try_lock`]; and [`ErrorKind::Config`](crate::ErrorKind::Config) as for
+    /// [`acquire`](Semaphore::acquire).
     ///
     /// # Cancel safety
     ///
@@ -347,7 +349,7 @@ impl Shared {
                 *trouble = None;
                 Ok(guard)
             }
-            Err(error) if may_pass(&error) => {
+            Err(error) if error.may_pass() => {
                 *trouble = Some(error);
                 Ok(None)
             }
@@ -555,7 +557,7 @@ impl Permit {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future changes nothing. The token is taken and forgotten.
+    /// As [`Guard::fencing_token`].
     pub async fn fencing_token(&self) -> Result<Fence> {
         self.guard.fencing_token().await.map_err(|error| self.about(error))
     }
@@ -611,11 +613,6 @@ impl Drop for Freed<'_> {
             self.0.freed.notify_one();
         }
     }
-}
-
-/// Whether the server may be there the next time.
-fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
 }
 
 /// A number below this one, which only spreads what many do.

@@ -6,10 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::core::RequestId;
-use super::{Guard, LockManager, Shared, Told, no_answer};
+use super::{Guard, LockManager, Shared, outcome};
 use crate::error::Result;
 use crate::session::Choice;
-use crate::trace;
 
 impl LockManager {
     /// Takes one of the locks if one is free that nobody of this process has to do with, in one round trip.
@@ -20,15 +19,7 @@ impl LockManager {
         let (caller, told) = oneshot::channel();
         let id = self.shared.with(|core, now| core.request_any(choice, caller, now));
         let _request = Request { shared: &self.shared, id };
-        match told.await {
-            Ok(Told::Granted(guard, grant)) => {
-                trace::granted(grant.lock, grant.waited, grant.handed_over);
-                Ok(Some(guard))
-            }
-            Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
-            Ok(Told::Failed(error)) => Err(error.context(what)),
-            Err(_) => Err(no_answer()),
-        }
+        outcome(told.await, what)
     }
 
     /// How often, and for how long, something may go from task to task within this process.

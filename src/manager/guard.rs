@@ -226,7 +226,7 @@ impl Guard {
     }
 
     fn about(&self, error: Error) -> Error {
-        error.context(format!("{} lock on key {}", self.lock.mode, self.lock.key))
+        error.context(self.lock.to_string())
     }
 }
 

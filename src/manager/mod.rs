@@ -352,21 +352,29 @@ impl LockManager {
             },
         };
         request.id = None;
-        match told {
-            Ok(Told::Granted(guard, grant)) => {
-                trace::granted(grant.lock, grant.waited, grant.handed_over);
-                Ok(Some(guard))
-            }
-            Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
-            Ok(Told::Failed(error)) => Err(error.context(format!("{mode} lock on key {key}"))),
-            Err(_) => Err(no_answer()),
-        }
+        outcome(told, lock)
     }
 }
 
 impl fmt::Debug for LockManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockManager").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+/// What has come of a request for this.
+fn outcome(
+    told: std::result::Result<Told, oneshot::error::RecvError>,
+    what: impl fmt::Display,
+) -> Result<Option<Guard>> {
+    match told {
+        Ok(Told::Granted(guard, grant)) => {
+            trace::granted(grant.lock, grant.waited, grant.handed_over);
+            Ok(Some(guard))
+        }
+        Ok(Told::Busy | Told::Done | Told::Inspected(_)) => Ok(None),
+        Ok(Told::Failed(error)) => Err(error.context(what.to_string())),
+        Err(_) => Err(no_answer()),
     }
 }
 

@@ -23,12 +23,11 @@ use tokio::time::timeout_at;
 
 use super::core::Patience;
 use super::guard::{self, Guard};
-use super::{LockManager, Request, Told, no_answer};
+use super::{LockManager, Request, no_answer, outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
 use crate::session::{LockId, now};
-use crate::trace;
 
 impl LockManager {
     /// Waits until it has all of these locks, for as long as it takes: also for the server to come back, if
@@ -128,17 +127,9 @@ impl LockManager {
         for (mut request, told) in asked {
             let told = told.await;
             request.id = None;
-            match told {
-                Ok(Told::Granted(guard, grant)) => {
-                    trace::granted(grant.lock, grant.waited, grant.handed_over);
-                    guards.push(guard);
-                }
-                Ok(Told::Busy | Told::Done | Told::Inspected(_)) => return Ok(None),
-                Ok(Told::Failed(error)) => {
-                    return Err(error.context(format!("exclusive lock on key {}", request.key)));
-                }
-                Err(_) => return Err(no_answer()),
-            }
+            let lock = LockId { key: request.key, mode: Mode::Exclusive };
+            let Some(guard) = outcome(told, lock)? else { return Ok(None) };
+            guards.push(guard);
         }
         Ok(Some(GuardSet { guards }))
     }
@@ -279,7 +270,7 @@ impl GuardSet {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future changes nothing. The token is taken and forgotten.
+    /// As [`Guard::fencing_token`].
     pub async fn fencing_token(&self) -> Result<Fence> {
         let mut lowest = None;
         // A token says that the session which took it held its locks by then. With the lowest, all did: had

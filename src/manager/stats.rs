@@ -15,7 +15,8 @@ const BOUNDS: usize = 27;
 /// and never go down.
 ///
 /// Every request is waiting, or was granted, or was answered that the lock is busy, or failed, or was given
-/// up: `requests` is the sum of these. Requests are those for one key: a call may make several.
+/// up: `requests` is the sum of these. A request is for one lock, or for any one of several: a call may make
+/// more than one.
 ///
 /// # Examples
 ///

@@ -1,5 +1,7 @@
 //! The advisory-lock functions of the server.
 
+use std::fmt;
+
 use crate::key::{Key, Kind, Mode};
 use crate::protocol::{Connection, NotReady, TransactionStatus};
 
@@ -8,6 +10,12 @@ use crate::protocol::{Connection, NotReady, TransactionStatus};
 pub(crate) struct LockId {
     pub(crate) key: Key,
     pub(crate) mode: Mode,
+}
+
+impl fmt::Display for LockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lock on key {}", self.mode, self.key)
+    }
 }
 
 /// How a session asks for locks, and what holds them.

@@ -868,7 +868,7 @@ impl Session {
     }
 
     fn lock_refused(&self, lock: LockId, error: ServerError) -> Error {
-        self.refused(&format!("{} lock on key {}", lock.mode, lock.key), error)
+        self.refused(&lock.to_string(), error)
     }
 
     /// The server refused what was asked for.
@@ -977,8 +977,7 @@ impl Drop for Attempt<'_> {
 }
 
 fn cancelled(lock: LockId) -> Error {
-    Error::new(ErrorKind::Cancelled, "the wait was cancelled")
-        .context(format!("{} lock on key {}", lock.mode, lock.key))
+    Error::new(ErrorKind::Cancelled, "the wait was cancelled").context(lock.to_string())
 }
 
 fn no_fence(lock: LockId, held: Held) -> Error {
@@ -992,8 +991,7 @@ fn no_fence(lock: LockId, held: Held) -> Error {
              synchronous standby?"
         }
     };
-    Error::new(ErrorKind::Timeout, message)
-        .context(format!("{} lock on key {}", lock.mode, lock.key))
+    Error::new(ErrorKind::Timeout, message).context(lock.to_string())
 }
 
 /// Whatever this server is, a lock without a token must not stay behind: the session ends.
@@ -1017,13 +1015,12 @@ fn unreadable_holders() -> Error {
 }
 
 fn unsupported(lock: LockId, message: &'static str) -> Error {
-    Error::new(ErrorKind::Unsupported, message)
-        .context(format!("{} lock on key {}", lock.mode, lock.key))
+    Error::new(ErrorKind::Unsupported, message).context(lock.to_string())
 }
 
 fn not_held(lock: LockId) -> Error {
     Error::new(ErrorKind::NotHeld, "not held by this session, so there is nothing to release")
-        .context(format!("{} lock on key {}", lock.mode, lock.key))
+        .context(lock.to_string())
 }
 
 fn abandoned() -> Error {

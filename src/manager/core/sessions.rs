@@ -158,7 +158,7 @@ impl<R> Core<R> {
             if !matches!(entry.state, State::Unasked) {
                 continue;
             }
-            if is_worth_another_try(&error) {
+            if error.may_pass() {
                 entry.fail_the_impatient(&error, &mut self.commands);
             } else {
                 entry.fail(&error, &mut self.commands);
@@ -210,11 +210,6 @@ impl Seat {
     pub(super) fn is_idle(&self) -> bool {
         self.stage == Stage::Open && self.keys == 0
     }
-}
-
-/// Whether the server may be there the next time.
-fn is_worth_another_try(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
 }
 
 fn crowded() -> Error {
