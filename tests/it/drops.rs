@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 
 use self::Before::{Alice, Bob, Nobody};
 use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::set_drops;
+use crate::manager_drops;
 use crate::stage::{PATIENCE, Stage, poll_times, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
@@ -488,7 +488,7 @@ fn every_call_that_waits_is_dropped_and_says_what_that_does() {
             "pglock::Session" => &of_session,
             _ => &Vec::new(),
         };
-        let is_dropped = dropped.contains(&name) || set_drops::drops(owner, name);
+        let is_dropped = dropped.contains(&name) || manager_drops::drops(owner, name);
         assert!(is_dropped || OTHERS.contains(&name), "{owner}::{name}");
     }
     for file in [

@@ -25,6 +25,7 @@ mod holders;
 mod hostile;
 mod leases;
 mod manager;
+mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
 mod pooler;
@@ -33,7 +34,6 @@ mod psql;
 mod races;
 mod scripted;
 mod semaphores;
-mod set_drops;
 mod sets;
 mod shutdown;
 mod slices;
