@@ -294,6 +294,8 @@ impl<R> Core<R> {
             }
         }
         self.fill(session, now);
+        // Those who need another one need not pause any more: the server can be reached.
+        self.serve(now);
     }
 
     /// A session has done what it was ordered to.
@@ -411,8 +413,12 @@ impl<R> Core<R> {
     /// A key for which there is something to do: a wake-up was lost. It could have a session that has nothing
     /// to do, or is waited for by nobody, or by somebody who would not wait.
     pub(super) fn overlooked(&self) -> Option<Key> {
+        let mut stages = self.sessions.values().map(|seat| seat.stage);
+        let could_open = stages.all(|stage| stage != Stage::Opening(None))
+            && self.sessions.len() < self.limits.sessions
+            && self.open_again.due.is_none();
         let could_go_on = |Entry { state, queue }: &Entry<R>| match state {
-            State::Unasked => self.session_for_trying().is_some(),
+            State::Unasked => self.session_for_trying().is_some() || could_open,
             State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
             State::Waiting(_, mode) => {
                 queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
