@@ -363,6 +363,8 @@ impl<R> Core<R> {
             }
         }
         self.fill(session, now);
+        // Those who need another one need not pause any more: the server can be reached.
+        self.serve(now);
     }
 
     /// A session has done what it was ordered to.
@@ -506,7 +508,7 @@ impl<R> Core<R> {
     /// to do, or is waited for by nobody, or by somebody who would not wait.
     pub(super) fn overlooked(&self) -> Option<Key> {
         let could_go_on = |key: &Key, Entry { state, queue }: &Entry<R>| match state {
-            State::Unasked => self.session_for_trying().is_some() && !self.is_deferred(*key),
+            State::Unasked => self.could_serve() && !self.is_deferred(*key),
             State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
             State::Waiting(_, mode) => {
                 queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
@@ -520,7 +522,16 @@ impl<R> Core<R> {
     /// Whether something else could have a session that has nothing to do.
     pub(super) fn overlooks_others(&self) -> bool {
         let others = self.queued_attempts() + self.inspections.sessions_needed();
-        others > 0 && self.session_for_trying().is_some()
+        others > 0 && self.could_serve()
+    }
+
+    /// Whether there is a session for who needs one, or could be.
+    fn could_serve(&self) -> bool {
+        let mut stages = self.sessions.values().map(|seat| seat.stage);
+        let could_open = stages.all(|stage| stage != Stage::Opening(None))
+            && self.sessions.len() < self.limits.sessions
+            && self.open_again.due.is_none();
+        self.session_for_trying().is_some() || could_open
     }
 }
 

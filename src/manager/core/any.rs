@@ -274,3 +274,42 @@ impl<R> Core<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::manager::core::Limits;
+
+    /// Through a pooler, a lock is lost with its session, and granted to another one, before anybody of
+    /// this process hears of the loss.
+    #[test]
+    fn a_lock_that_another_session_has_by_now_is_not_counted_twice() {
+        let now = Instant::now();
+        let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+        let mut core = Core::new(limits, 1);
+        let choice = Choice { class: 7, objects: vec![1], unless_taken: None };
+        let (first, second) =
+            (core.request_any(choice.clone(), 1, now), core.request_any(choice.clone(), 2, now));
+        core.opened(1, true, now);
+        core.opened(2, true, now);
+        let lock = choice.locks().next();
+        for (session, attempt) in [(1, first), (2, second)] {
+            assert!(core.choose(session, attempt, now).is_some());
+        }
+        for (session, attempt) in [(1, first), (2, second)] {
+            core.answered_any(session, attempt, Ok(lock), now);
+            core.commands();
+            let stats = core.stats();
+            assert_eq!((stats.held, stats.guards), (1, 1));
+        }
+        core.ended(1, None, now);
+        for session in [1, 2] {
+            core.release(session, Key::pair(7, 1), None, now);
+            core.commands();
+            let guards = usize::from(session == 1);
+            assert_eq!((core.stats().held, core.stats().guards), (guards, guards));
+        }
+    }
+}
