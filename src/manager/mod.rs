@@ -1,8 +1,9 @@
 //! Any number of locks and of tasks that wait for them, on a handful of sessions.
 //!
 //! [`core`](self::core) decides, without a socket or a clock; a [`driver`] for each session carries out;
-//! a [`Guard`] gives back. What they share is in [`Shared`], under one lock that is never held while
-//! anybody waits.
+//! a [`Guard`] gives back, and knows by its session's [`fate`] whether the lock is held. What they share is in
+//! [`Shared`], under one lock that is never held while anybody waits. A [`set`] is several locks at once, and
+//! [`any`] is one of several, for the recipes.
 //!
 //! ```text
 //! LockManager ──┐ requests                 orders ┌──▶ Driver ── Session

@@ -355,6 +355,8 @@ struct World {
     /// The last request that was granted of each key.
     granted: BTreeMap<Key, RequestId>,
     cohorts: BTreeMap<Key, Cohort>,
+    /// What another session has by now, although nobody of this side has heard that this one is over.
+    superseded: BTreeSet<(SessionId, Key)>,
     keys: i32,
     step: u64,
     seen: Seen,
@@ -393,6 +395,7 @@ impl World {
             inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
             cohorts: BTreeMap::new(),
+            superseded: BTreeSet::new(),
             keys: 1 + i32::try_from(random.up_to(4)).unwrap(),
             step: 0,
             seen: Seen::default(),
@@ -787,6 +790,9 @@ impl World {
         let answer = match outcome {
             Outcome::One(lock) => {
                 self.begin_cohort(lock.key);
+                let guards = self.tasks.iter().filter_map(|task| task.guard);
+                let others = guards.filter(|(session, of)| *session != id && of.key == lock.key);
+                self.superseded.extend(others.map(|(session, of)| (session, of.key)));
                 Ok(Some(lock))
             }
             Outcome::Failed => Err(full()),
@@ -974,7 +980,10 @@ impl World {
             return Ok(());
         }
         let is_there = |task: &&Task| {
-            task.guard.is_some_and(|(session, _)| self.sessions.contains_key(&session))
+            task.guard.is_some_and(|(session, lock)| {
+                self.sessions.contains_key(&session)
+                    && !self.superseded.contains(&(session, lock.key))
+            })
         };
         self.counted.guards = self.tasks.iter().filter(is_there).count();
         let wants = self.tasks.iter().filter(|task| task.wants.is_some()).count();

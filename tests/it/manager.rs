@@ -465,28 +465,34 @@ async fn a_reset_connection_ends_the_work_under_its_guard() {
 /// The runtime has no time for its sockets: the work, which never waits, is all that it sees.
 #[test]
 fn work_that_leaves_the_runtime_no_time_stops_with_its_guard() {
-    const LAST_STEP: u32 = 3;
-    let mut stage = Stage::new();
-    let manager = LockManager::new(stage.config("alice"));
-    let mut runtime = Builder::new_current_thread();
-    let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
-    let holding = runtime.spawn(async move {
-        let guard = manager.lock(stage.key()).await.unwrap();
-        let mut steps = 0;
-        let work = poll_fn(|cx| {
-            steps += 1;
-            if steps == LAST_STEP {
-                stage.terminate("alice");
-                wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
-            }
-            cx.waker().wake_by_ref();
-            if steps < 2 * LAST_STEP { Poll::Pending } else { Poll::Ready(()) }
+    for is_of_a_set in [false, true] {
+        const LAST_STEP: u32 = 3;
+        let mut stage = Stage::new();
+        let manager = LockManager::new(stage.config("alice"));
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_all().event_interval(u32::MAX).build().unwrap();
+        let holding = runtime.spawn(async move {
+            let (key, mut steps) = (stage.key(), 0);
+            let work = poll_fn(|cx| {
+                steps += 1;
+                if steps == LAST_STEP {
+                    stage.terminate("alice");
+                    wait_until("the session is gone", PATIENCE, || stage.sessions() == 0);
+                }
+                cx.waker().wake_by_ref();
+                if steps < 2 * LAST_STEP { Poll::Pending } else { Poll::Ready(()) }
+            });
+            let ended = if is_of_a_set {
+                manager.lock_all([key, Key::pair(7_106, 1)]).await.unwrap().hold(work).await
+            } else {
+                manager.lock(key).await.unwrap().hold(work).await
+            };
+            (ended, steps)
         });
-        (guard.hold(work).await, steps)
-    });
-    let (ended, steps) = runtime.block_on(holding).unwrap();
-    assert!(ended.unwrap_err().is_lost());
-    assert_eq!(steps, LAST_STEP);
+        let (ended, steps) = runtime.block_on(holding).unwrap();
+        assert!(ended.unwrap_err().is_lost());
+        assert_eq!(steps, LAST_STEP, "of a set: {is_of_a_set}");
+    }
 }
 
 #[tokio::test]
