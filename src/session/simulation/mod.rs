@@ -34,7 +34,7 @@ use self::world::World;
 pub(super) use self::world::log_in;
 use super::advisory::{LockId, Means};
 use super::lease::Lease;
-use super::machine::{Action, Ask, Loss, Machine, SETTLE_WITHIN};
+use super::machine::{ANSWER_WITHIN, Action, Ask, Loss, Machine, Outcome, SETTLE_WITHIN};
 use crate::key::{Key, Mode};
 
 const LOCK: LockId = LockId { key: Key::bigint(42), mode: Mode::Exclusive };
@@ -109,6 +109,23 @@ fn the_end_of_a_wait_is_confirmed_by_when_its_caller_has_to_be_told() {
     assert_eq!(waits, Action::Wait { until: Some(tell_by) });
     let loss = machine.poll(tell_by).unwrap_err();
     assert!(matches!(loss, Loss::Silent(SETTLE_WITHIN)), "{loss:?}");
+}
+
+#[test]
+fn a_batch_has_its_own_time_whatever_the_request_before_had() {
+    let start = Instant::now();
+    let mut machine = Machine::new(world::logged_in(), calls(), None, start);
+    machine.ask(Ask::Lock { lock: LOCK, until: Some(start), slice: None }, start).unwrap();
+    machine.connection().received().extend_from_slice(b"V\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+    assert_eq!(machine.poll(start).unwrap(), Action::Done(Outcome::Acquired));
+
+    let later = start + 2 * SETTLE_WITHIN;
+    machine.ask_batch("SELECT ARRAY[true]", later).unwrap();
+    // All of the answer but its end.
+    let row = b"T\0\0\0\x1a\0\x01?\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0D\0\0\0\x0d\0\x01\0\0\0\x03{t}";
+    machine.connection().received().extend_from_slice(row);
+    let waits = machine.poll(later).unwrap();
+    assert_eq!(waits, Action::Wait { until: Some(later + ANSWER_WITHIN) });
 }
 
 fn calls() -> Means {
