@@ -234,7 +234,11 @@ impl Semaphore {
             let mut offered = pin!(shared.offered.notified());
             offered.as_mut().enable();
             if let Some(guard) = shared.take_handed_over() {
-                return Ok(self.permit(guard));
+                if guard.is_there().await {
+                    return Ok(self.permit(guard));
+                }
+                // It was lost meanwhile.
+                continue;
             }
             let asked = poll_fn(|cx| match offered.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(None),
@@ -425,14 +429,7 @@ impl Shared {
     }
 
     fn take_handed_over(&self) -> Option<Guard> {
-        let mut queue = self.queue();
-        // One may have been lost meanwhile.
-        while let Some(guard) = queue.handed_over.pop_front() {
-            if guard.is_held() {
-                return Some(guard);
-            }
-        }
-        None
+        self.queue().handed_over.pop_front()
     }
 
     /// A permit is given back: hands it over, or returns what is to be released.

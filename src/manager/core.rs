@@ -43,6 +43,7 @@ mod backoff;
 mod count;
 mod entry;
 mod inspection;
+mod key_queue;
 mod keys;
 mod queue;
 mod sessions;
@@ -57,6 +58,7 @@ use self::backoff::Backoff;
 use self::entry::Others;
 use self::entry::{Entry, Held, State};
 use self::inspection::Inspections;
+use self::key_queue::KeyQueue;
 use self::queue::Request;
 use self::sessions::{Seat, Stage};
 use super::stats::Stats;
@@ -165,6 +167,8 @@ pub(super) struct Grant {
     pub(super) waited: Duration,
     /// Whether it comes from another guard, without the server being asked.
     pub(super) handed_over: bool,
+    /// Whether the server has just told the session of it.
+    pub(super) fresh: bool,
 }
 
 /// See the module's documentation.
@@ -180,7 +184,7 @@ pub(super) struct Core<R> {
     /// Whether a session holds one key only.
     one_key_each: bool,
     /// Keys that need a session to be tried on. Some may have got one since.
-    unasked: VecDeque<Key>,
+    unasked: KeyQueue,
     /// Keys that need a session to wait on. Some may have got one since.
     pausing: VecDeque<Key>,
     inspections: Inspections<R>,
@@ -213,7 +217,7 @@ impl<R> Core<R> {
             sessions: BTreeMap::new(),
             shared: None,
             one_key_each: false,
-            unasked: VecDeque::new(),
+            unasked: KeyQueue::default(),
             pausing: VecDeque::new(),
             inspections: Inspections::default(),
             try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
@@ -350,7 +354,7 @@ impl<R> Core<R> {
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
-        } else if key.is_none() {
+        } else if key.is_none() && !self.one_key_each {
             // It may have been meant for a key that nobody wants any more.
             self.shared.get_or_insert(session);
         }
@@ -542,6 +546,64 @@ pub(super) fn closed() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn core(sessions: usize) -> Core<u32> {
+        let limits =
+            Limits { sessions, hand_overs: 64, hand_overs_for: Duration::from_millis(100) };
+        Core::new(limits, 7)
+    }
+
+    fn lock(number: i64) -> LockId {
+        LockId { key: Key::bigint(number), mode: crate::key::Mode::Exclusive }
+    }
+
+    #[test]
+    fn a_key_is_in_the_queue_once_however_often_it_is_tried() {
+        let now = Instant::now();
+        let mut core = core(8);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.ended(1, Some(Error::new(ErrorKind::Connect, "nobody is there")), now);
+        for caller in 1..100 {
+            core.request(lock(1), Patience::None, caller, now);
+        }
+        assert_eq!(core.unasked.len(), 1);
+    }
+
+    #[test]
+    fn a_session_that_is_direct_after_one_through_a_pooler_is_used() {
+        let now = Instant::now();
+        let mut core = core(1);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.opened(1, true, now);
+        core.answered(1, lock(1).key, Answer::Acquired, now);
+        // What was replied is counted when it is asked for.
+        core.commands();
+        core.ended(1, Some(Error::new(ErrorKind::Lost, "gone").lost()), now);
+        core.request(lock(2), Patience::Waits, 1, now);
+        core.opened(2, false, now);
+        let is_try = |command: &Command<_>| matches!(command, Command::Order(2, Order::Try(tried)) if *tried == lock(2));
+        assert!(core.commands().iter().any(is_try));
+    }
+
+    #[test]
+    fn nobody_is_turned_away_while_a_session_makes_way() {
+        let mut now = Instant::now();
+        let mut core = core(1);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.opened(1, true, now);
+        core.answered(1, lock(1).key, Answer::Acquired, now);
+        // What was replied is counted when it is asked for.
+        core.commands();
+        core.release(1, lock(1).key, None, now);
+        core.answered(1, lock(1).key, Answer::Released, now);
+        now += IDLE_MAX;
+        core.tick(now);
+        core.request(lock(2), Patience::None, 1, now);
+        let is_reply = |command: &Command<_>| matches!(command, Command::Reply(1, _));
+        assert!(!core.commands().iter().any(is_reply));
+        core.ended(1, None, now);
+        assert!(core.commands().iter().any(|command| matches!(command, Command::Open(2))));
+    }
 
     #[test]
     fn a_key_takes_little_room() {

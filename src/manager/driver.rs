@@ -16,14 +16,15 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use super::core::{Answer, Core, Order, RequestId, SessionId};
 use super::fate::Fate;
 use super::{Shared, Told, no_answer};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
-use crate::session::{Call, LockId, Range, Session};
+use crate::session::{CLOSE_WITHIN, Call, LockId, Range, Session};
 use crate::trace;
 
 /// How many calls are made together, so that none waits for long for the answer to all of them.
@@ -101,8 +102,9 @@ impl Driver {
         if let Some(shared) = self.shared.upgrade() {
             shared.with(|core, now| core.opened(self.id, one_key_each, now));
         }
+        let fate = Arc::clone(&self.fate);
         loop {
-            match self.step(&mut session).await {
+            match unless_over(&fate, self.step(&mut session)).await {
                 Ok(()) => {
                     self.fate.renew(session.certain_until());
                     if let Some(error) = self.said_to_be_lost() {
@@ -348,6 +350,35 @@ impl Answer {
     fn of(acquired: bool) -> Self {
         if acquired { Self::Acquired } else { Self::NotAcquired }
     }
+}
+
+/// What a step comes to, unless those who have guards know before that the session is over: a lease may run
+/// out while a request is under way, whose answer nobody needs then. If they were told because all sessions are
+/// to close, the step may take as long as closing may.
+async fn unless_over(fate: &Fate, step: impl Future<Output = Result<(), End>>) -> Result<(), End> {
+    let over = async {
+        let error = fate.ended().await;
+        if error.is_lost() {
+            return error;
+        }
+        sleep(CLOSE_WITHIN).await;
+        not_closed()
+    };
+    let (mut step, mut over) = (pin!(step), pin!(over));
+    poll_fn(|cx| match step.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(done),
+        Poll::Pending => over.as_mut().poll(cx).map(|error| Err(End::Lost(error))),
+    })
+    .await
+}
+
+fn not_closed() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the server did not answer a request within 10 s, so that its session could not be closed; its locks \
+         may still be held",
+    )
+    .lost()
 }
 
 /// Tells errors that leave the session as it was from those that end it.

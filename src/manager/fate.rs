@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::time::timeout_at;
 
 use crate::error::{Error, ErrorKind};
 use crate::net::TellTale;
@@ -80,8 +81,19 @@ impl Fate {
             if let Some(error) = self.error() {
                 return error;
             }
-            ended.await;
+            match self.certain_until() {
+                None => ended.await,
+                // The session may be busy with a request that outlasts the lease: nobody else would tell.
+                Some(until) => _ = timeout_at(until.into(), ended).await,
+            }
         }
+    }
+
+    /// Until when the session is certain of its locks, on a clock that stood still while the machine slept.
+    fn certain_until(&self) -> Option<Instant> {
+        let state = self.state();
+        let certain = state.certain.as_ref()?;
+        certain.until.checked_sub(certain.slept)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

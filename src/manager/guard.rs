@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use tokio::sync::oneshot;
 
-use super::core::SessionId;
+use super::core::{Grant, SessionId};
 use super::driver::Message;
 use super::fate::Fate;
 use super::{Shared, Told, no_answer};
@@ -31,18 +31,16 @@ pub struct Guard {
     session: SessionId,
     lock: LockId,
     fate: Arc<Fate>,
+    /// Whether the server had just told of the lock.
+    fresh: bool,
     /// Whether the lock was given back already.
     released: bool,
 }
 
 impl Guard {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        session: SessionId,
-        lock: LockId,
-        fate: Arc<Fate>,
-    ) -> Self {
-        Self { shared, session, lock, fate, released: false }
+    pub(super) fn new(shared: Arc<Shared>, grant: &Grant, fate: Arc<Fate>) -> Self {
+        let Grant { session, lock, fresh, .. } = *grant;
+        Self { shared, session, lock, fate, fresh, released: false }
     }
 
     /// The key.
@@ -186,7 +184,7 @@ impl Guard {
     pub(crate) fn transfer(&mut self) -> Self {
         let released = mem::replace(&mut self.released, true);
         let (shared, fate) = (Arc::clone(&self.shared), Arc::clone(&self.fate));
-        Self { shared, session: self.session, lock: self.lock, fate, released }
+        Self { shared, session: self.session, lock: self.lock, fate, fresh: false, released }
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -201,6 +199,18 @@ impl Guard {
     /// Why the lock is lost, if it is: as [`is_held`](Guard::is_held) knows.
     pub(super) fn error(&self) -> Option<Error> {
         self.fate.error().map(|error| self.about(error))
+    }
+
+    /// Whether the server had just told of the lock when it was granted.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Whether the session is alive as far as this side can know. It is asked only if it may be over without
+    /// having said so: a lock goes from task to task without the server being asked, whose last word may have
+    /// come already.
+    pub(crate) async fn is_there(&self) -> bool {
+        self.is_held() && (!self.fate.may_have_news() || self.look().await.is_ok())
     }
 
     /// Makes sure that the session is alive as far as this side can know.

@@ -330,7 +330,35 @@ impl LockManager {
         self.acquire(key, mode, patience, now().checked_add(timeout)).await
     }
 
+    /// Asks for the lock until it comes from a session that [is there](Guard::is_there).
     async fn acquire(
+        &self,
+        key: Key,
+        mode: Mode,
+        patience: Patience,
+        until: Option<Instant>,
+    ) -> Result<Option<Guard>> {
+        loop {
+            let Some(guard) = self.request(key, mode, patience, until).await? else {
+                return Ok(None);
+            };
+            if guard.is_fresh() {
+                return Ok(Some(guard));
+            }
+            let is_there = match until.filter(|_| patience == Patience::Waits) {
+                None => guard.is_there().await,
+                Some(until) => match timeout_at(until.into(), guard.is_there()).await {
+                    Ok(is_there) => is_there,
+                    Err(_) => return Ok(None),
+                },
+            };
+            if is_there {
+                return Ok(Some(guard));
+            }
+        }
+    }
+
+    async fn request(
         &self,
         key: Key,
         mode: Mode,
@@ -501,7 +529,8 @@ impl Shared {
             }
         }
         let next_tick = state.core.next_tick();
-        if next_tick.is_some() && next_tick != state.next_tick {
+        // A tick that comes too early does nothing, but see when the next one is due.
+        if next_tick.is_some_and(|next| state.next_tick.is_none_or(|set| next < set)) {
             state.next_tick = next_tick;
             self.rescheduled.notify_one();
         }
@@ -513,7 +542,7 @@ impl Shared {
             Reply::Granted(grant) => match state.sessions.get(&grant.session) {
                 Some(link) => {
                     let fate = Arc::clone(&link.fate);
-                    let guard = Guard::new(Arc::clone(self), grant.session, grant.lock, fate);
+                    let guard = Guard::new(Arc::clone(self), &grant, fate);
                     Told::Granted(guard, grant)
                 }
                 None => Told::Failed(no_answer()),
@@ -559,10 +588,17 @@ impl Shared {
     }
 
     fn close(self: &Arc<Self>, caller: oneshot::Sender<Told>) {
-        for link in self.state().sessions.values() {
-            link.fate.end(core::closed());
-        }
+        self.tell_of_the_close();
         self.with(|core, _| core.close(Some(caller)));
+    }
+
+    /// Tells those who have guards.
+    fn tell_of_the_close(&self) {
+        let fates: Vec<_> =
+            self.state().sessions.values().map(|link| Arc::clone(&link.fate)).collect();
+        for fate in fates {
+            fate.end(core::closed());
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -572,9 +608,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        for link in self.state().sessions.values() {
-            link.fate.end(core::closed());
-        }
+        self.tell_of_the_close();
         self.rescheduled.notify_one();
     }
 }

@@ -114,14 +114,23 @@ impl LockManager {
     }
 
     async fn try_all(&self, keys: BTreeSet<Key>) -> Result<Option<GuardSet>> {
+        loop {
+            match self.ask_for_all(&keys).await? {
+                Some(set) if !set.is_there().await => {}
+                tried => return Ok(tried),
+            }
+        }
+    }
+
+    async fn ask_for_all(&self, keys: &BTreeSet<Key>) -> Result<Option<GuardSet>> {
         let asked: Vec<_> = self.shared.with(|core, now| {
-            let ask = |key: Key| {
+            let ask = |&key: &Key| {
                 let (caller, told) = oneshot::channel();
                 let lock = LockId { key, mode: Mode::Exclusive };
                 let id = core.request(lock, Patience::None, caller, now);
                 (Request { shared: &self.shared, key, id: Some(id) }, told)
             };
-            keys.into_iter().map(ask).collect()
+            keys.iter().map(ask).collect()
         });
         let mut guards = Vec::with_capacity(asked.len());
         for (mut request, told) in asked {
@@ -153,8 +162,9 @@ impl LockManager {
                 }
             }
             if guards.len() == keys.len() {
-                if guards.iter().all(Guard::is_held) {
-                    return Ok(Some(GuardSet { guards }));
+                let set = GuardSet { guards };
+                if set.is_there().await {
+                    return Ok(Some(set));
                 }
                 // One was lost while the next was waited for.
                 continue;
@@ -293,6 +303,16 @@ impl GuardSet {
     /// The locks are released, also if this future is dropped before it is done.
     pub async fn unlock(self) -> Result<()> {
         guard::unlock_all(self.guards).await
+    }
+
+    /// See [`Guard::is_there`].
+    async fn is_there(&self) -> bool {
+        for guard in self.one_on_each_session() {
+            if !guard.is_there().await {
+                return false;
+            }
+        }
+        true
     }
 
     async fn look(&self) -> Result<()> {

@@ -48,7 +48,7 @@ use self::canceller::{Cancellable, Signal};
 pub(crate) use self::choice::{Choice, Range};
 pub(crate) use self::lease::Clocks;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
-pub(crate) use self::wire::now;
+pub(crate) use self::wire::{CLOSE_WITHIN, now};
 use self::wire::{Rest, Wire};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};

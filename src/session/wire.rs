@@ -24,7 +24,7 @@ use crate::protocol::{CancelKey, NotReady};
 use crate::trace;
 
 /// How long the server may take to end a session that was told to.
-const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most that is read at a time, in bytes. What a lock asks for is answered in 16.
 const READ_BYTES: usize = 256;

@@ -7,14 +7,14 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use pglock::{Config, ErrorKind, Guard, Key, LockManager, Mode};
+use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode};
 use pglock_test_cluster::{
     Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
     wait_until,
 };
 use tokio::runtime::Builder;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::fences::server_without_its_standby;
@@ -495,36 +495,131 @@ fn work_that_leaves_the_runtime_no_time_stops_with_its_guard() {
     }
 }
 
+/// How `actor` connects through this proxy.
+fn config_through(proxy: &Proxy, stage: &Stage<'_>, actor: &str) -> Config {
+    let cluster = Cluster::default_cluster();
+    let url = cluster.url_for(&role::TRUST);
+    let [from, to] = [cluster.port(), proxy.port()].map(|port| format!(":{port}/"));
+    stage.config_by(&url.replace(&from, &to), actor)
+}
+
 #[tokio::test]
 async fn a_silent_network_ends_a_guard_with_its_lease() {
-    let mut stage = Stage::new();
-    if stage.major_version() < ENDS_SILENT_SESSIONS {
-        return;
+    for is_request_under_way in [false, true] {
+        let mut stage = Stage::new();
+        if stage.major_version() < ENDS_SILENT_SESSIONS {
+            return;
+        }
+        let proxy = Proxy::start(Cluster::default_cluster().port());
+        let mut config = config_through(&proxy, &stage, "alice");
+        config.lease(Duration::from_secs(2));
+        let alice = LockManager::new(config);
+        let guard = soon(alice.lock(stage.key())).await.unwrap();
+        // Heartbeats keep it for longer than the lease.
+        timeout(Duration::from_secs(4), guard.lost()).await.expect_err("nothing was lost");
+        assert_eq!(stage.locks(), ["alice holds exclusive"]);
+        let other = soon(alice.lock(-stage.number())).await.unwrap();
+        let bob = stage.manager("bob");
+        let next = tokio::spawn({
+            let key = stage.key();
+            async move { bob.lock(key).await }
+        });
+        proxy.set_both(Traffic::Silent);
+        if is_request_under_way {
+            drop(other);
+        }
+        let ended = soon(guard.hold(std::future::pending::<()>())).await;
+        assert!(ended.unwrap_err().is_lost());
+        assert!(!guard.is_held());
+        // The holder knows before anybody else can have it.
+        assert!(!next.is_finished(), "under way: {is_request_under_way}");
+        drop(soon(next).await.unwrap().unwrap());
+        proxy.set_both(Traffic::Flows);
     }
-    let cluster = Cluster::default_cluster();
-    let proxy = Proxy::start(cluster.port());
-    let url = cluster.url_for(&role::TRUST);
-    let url = url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port()));
-    let mut config = stage.config_by(&url, "alice");
-    config.lease(Duration::from_secs(2));
-    let alice = LockManager::new(config);
+}
+
+#[tokio::test]
+async fn closing_does_not_wait_for_an_answer_that_does_not_come() {
+    let stage = Stage::new();
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let alice = LockManager::new(config_through(&proxy, &stage, "alice"));
     let guard = soon(alice.lock(stage.key())).await.unwrap();
-    // Heartbeats keep it for longer than the lease.
-    timeout(Duration::from_secs(4), guard.lost()).await.expect_err("nothing was lost");
-    assert_eq!(stage.locks(), ["alice holds exclusive"]);
-    let bob = stage.manager("bob");
-    let next = tokio::spawn({
-        let key = stage.key();
-        async move { bob.lock(key).await }
-    });
     proxy.set_both(Traffic::Silent);
-    let ended = soon(guard.hold(std::future::pending::<()>())).await;
-    assert!(ended.unwrap_err().is_lost());
-    assert!(!guard.is_held());
-    // The holder knows before anybody else can have it.
-    assert!(!next.is_finished());
-    drop(soon(next).await.unwrap().unwrap());
+    drop(guard);
+    // The server is asked to release it.
+    yield_now().await;
+    let error = soon(alice.close()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("did not answer a request within 10 s"), "{error}");
     proxy.set_both(Traffic::Flows);
+}
+
+/// The server's word that the session is over has come, and the runtime has not looked at its sockets
+/// since: its thread waits until Carol has the lock.
+#[tokio::test]
+async fn a_lock_does_not_go_on_to_others_on_a_session_that_has_ended() {
+    for mode in [Mode::Exclusive, Mode::Shared] {
+        let mut stage = Stage::new();
+        let key = stage.key();
+        let alice = LockManager::builder(stage.config("alice")).hand_overs(64, PATIENCE).build();
+        let next = |alice: LockManager| async move {
+            match mode {
+                Mode::Exclusive => alice.lock(key).await,
+                Mode::Shared => alice.lock_shared(key).await,
+            }
+        };
+        let first = soon(next(alice.clone())).await.unwrap();
+        // A writer is in the queue, and a reader joins who comes later.
+        let mut waiting = (mode == Mode::Exclusive).then(|| tokio::spawn(next(alice.clone())));
+        while alice.stats().waiting < u64::from(waiting.is_some()) {
+            yield_now().await;
+        }
+        let (has_it, is_taken) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        stage.terminate("alice");
+        let config = stage.config("carol");
+        let carol = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut carol = Lock::connect(&config, key).await.unwrap();
+                carol.lock().await.unwrap();
+                has_it.send(()).unwrap();
+                released.recv().unwrap();
+                carol.unlock().await.unwrap();
+            });
+        });
+        is_taken.recv_timeout(PATIENCE).unwrap();
+        drop(first);
+        let waiting = waiting.take().unwrap_or_else(|| tokio::spawn(next(alice.clone())));
+        let awaits = format!("alice awaits {mode}");
+        stage.until(&[&awaits, "carol holds exclusive"]).await;
+        assert!(!waiting.is_finished());
+        release.send(()).unwrap();
+        drop(soon(waiting).await.unwrap().unwrap());
+        carol.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tasks_that_want_the_same_key_take_one_session_through_a_pooler() {
+    let mut stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 10);
+    let alice = LockManager::new(stage.config_by(&bouncer.url_for(&role::TRUST), "alice"));
+    let first = soon(alice.lock(-stage.number())).await.unwrap();
+    let busy = soon(stage.manager("bob").lock(stage.key())).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..100 {
+        let (alice, key) = (alice.clone(), stage.key());
+        tasks.spawn(async move { drop(alice.lock(key).await.unwrap()) });
+    }
+    let other = format!("alice holds exclusive {}", -stage.number());
+    stage.until(&["alice awaits exclusive", &other, "bob holds exclusive"]).await;
+    assert_eq!(alice.stats().sessions, 2);
+    drop(busy);
+    while let Some(task) = soon(tasks.join_next()).await {
+        task.unwrap();
+    }
+    drop(first);
 }
 
 #[tokio::test]

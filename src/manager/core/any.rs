@@ -140,7 +140,7 @@ impl<R> Core<R> {
         let Some(attempt) = self.attempts.remove(&id) else { return };
         if let Ok(Some(lock)) = answer {
             let waited = now.saturating_duration_since(attempt.since);
-            let grant = Grant { session, lock, waited, handed_over: false };
+            let grant = Grant { session, lock, waited, handed_over: false, fresh: true };
             self.hold_one(grant, attempt.caller, now);
         } else {
             if let Some(caller) = attempt.caller {

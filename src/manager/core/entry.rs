@@ -75,7 +75,8 @@ impl<R> Entry<R> {
             held.guarded = next.mode;
             let lock = LockId { key, mode: next.mode };
             let waited = now.saturating_duration_since(next.since);
-            let grant = Grant { session: held.session, lock, waited, handed_over };
+            let (session, fresh) = (held.session, held.fresh);
+            let grant = Grant { session, lock, waited, handed_over, fresh };
             commands.push(Command::Reply(next.caller, Reply::Granted(grant)));
         }
         if held.guards == 0 {

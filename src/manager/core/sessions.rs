@@ -62,8 +62,9 @@ impl<R> Core<R> {
 
     /// Why no session can be had before long, if so.
     pub(super) fn hindrance(&self) -> Option<Error> {
-        let is_opening = |seat: &Seat| matches!(seat.stage, Stage::Opening(None));
-        if self.sessions.values().any(is_opening) {
+        // One that closes makes room for another.
+        let makes_way = |seat: &Seat| matches!(seat.stage, Stage::Opening(None) | Stage::Closing);
+        if self.sessions.values().any(makes_way) {
             return None;
         }
         self.unreachable.clone().or_else(|| self.one_key_each.then(crowded))
@@ -153,7 +154,7 @@ impl<R> Core<R> {
             return self.pause(now);
         }
         self.fail_inspections(&error);
-        for key in mem::take(&mut self.unasked) {
+        for key in self.unasked.drain() {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
             if !matches!(entry.state, State::Unasked) {
                 continue;
