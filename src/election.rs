@@ -54,6 +54,11 @@ impl LockManager {
 /// manager says: [`Config::orphan_timeout`](crate::Config::orphan_timeout), and
 /// [`Config::lease`](crate::Config::lease) for one that may freeze.
 ///
+/// Whoever leads has a [fencing token](Leadership::fencing_token), which the server gives once its synchronous
+/// standbys have it. While one that it waits for is not there, each campaign waits for its token for 30 s, in
+/// which the manager's other locks on the same session cannot be taken or released; and where they have a
+/// lease that is shorter, they are lost. A manager of its own for elections keeps that from them.
+///
 /// Through a transaction pooler, each candidate takes a session of the manager, and a server connection of
 /// the pool for as long as it campaigns or leads; and a leader has no [fencing
 /// token](Leadership::fencing_token).

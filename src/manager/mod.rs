@@ -71,6 +71,10 @@ const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
 /// Unlike the levels of a [`Lock`](crate::Lock), guards do not stack: a task that has a guard and locks the
 /// same key again waits for itself.
 ///
+/// Its sessions live on the runtime on which the first lock was asked for, from wherever they are used: that
+/// has to go on running. When it ends, so does the manager, as if it were closed. So a manager that outlives
+/// its first runtime, such as a static one in the tests of a program, is one for each runtime instead.
+///
 /// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes
 /// a session of its own, and a server connection of the pool: allow it as many as it needs.
 ///
@@ -108,8 +112,10 @@ impl LockManagerBuilder {
     /// How many connections the manager has at most: 8 if nothing is said, and never less than 1.
     ///
     /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
-    /// holds it afterwards. Keys for which no connection is left are tried again and again, which is later
-    /// than their turn would be.
+    /// holds it afterwards, for as long as it is held. Keys for which no connection is left are tried every
+    /// 10 ms to 1 s, without a place in the server's queue: where other processes stand in it, they get their
+    /// turn later and less often. So allow one more than the number of keys for which this process waits and
+    /// which it then holds for long, such as leaderships.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.limits.sessions = sessions.max(1);
         self
