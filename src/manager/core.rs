@@ -48,7 +48,7 @@ mod keys;
 mod queue;
 mod sessions;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ use self::entry::{Entry, Held, State};
 use self::inspection::Inspections;
 use self::key_queue::KeyQueue;
 use self::queue::Request;
-use self::sessions::{Seat, Stage};
+use self::sessions::{Purpose, Seat, Stage};
 use super::stats::Stats;
 use crate::error::{Error, ErrorKind};
 use crate::holders::Holders;
@@ -186,7 +186,7 @@ pub(super) struct Core<R> {
     /// Keys that need a session to be tried on. Some may have got one since.
     unasked: KeyQueue,
     /// Keys that need a session to wait on. Some may have got one since.
-    pausing: VecDeque<Key>,
+    pausing: KeyQueue,
     inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
@@ -218,7 +218,7 @@ impl<R> Core<R> {
             shared: None,
             one_key_each: false,
             unasked: KeyQueue::default(),
-            pausing: VecDeque::new(),
+            pausing: KeyQueue::default(),
             inspections: Inspections::default(),
             try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
             open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
@@ -345,7 +345,7 @@ impl<R> Core<R> {
     /// A session stands. Through a pooler, it holds one key only.
     pub(super) fn opened(&mut self, session: SessionId, one_key_each: bool, now: Instant) {
         let Some(seat) = self.sessions.get_mut(&session) else { return };
-        let Stage::Opening(key) = seat.stage else { return };
+        let Stage::Opening(purpose) = seat.stage else { return };
         seat.stage = Stage::Open;
         seat.idle_since = now;
         self.open_again.reset();
@@ -354,17 +354,9 @@ impl<R> Core<R> {
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
-        } else if key.is_none() && !self.one_key_each {
+        } else if !self.one_key_each && (purpose == Purpose::ToTry || self.pausing_keys() == 0) {
             // It may have been meant for a key that nobody wants any more.
             self.shared.get_or_insert(session);
-        }
-        if let Some(key) = key {
-            if let Some(Entry { state: State::Waiting(waiting, mode), .. }) = self.keys.get(&key) {
-                if *waiting == session {
-                    let lock = LockId { key, mode: *mode };
-                    self.order(session, Order::Wait(lock));
-                }
-            }
         }
         self.fill(session, now);
         // Those who need another one need not pause any more: the server can be reached.
@@ -428,7 +420,7 @@ impl<R> Core<R> {
             return self.close(None);
         }
         match (seat.stage, why) {
-            (Stage::Opening(for_key), Some(error)) => self.unopened(for_key, error, now),
+            (Stage::Opening(purpose), Some(error)) => self.unopened(purpose, error, now),
             (_, why) if seat.keys > 0 => self.lost(session, &why.unwrap_or_else(closed), now),
             _ => {}
         }
@@ -531,8 +523,7 @@ impl<R> Core<R> {
 
     /// Whether there is a session for who needs one, or could be.
     fn could_serve(&self) -> bool {
-        let mut stages = self.sessions.values().map(|seat| seat.stage);
-        let could_open = stages.all(|stage| stage != Stage::Opening(None))
+        let could_open = self.opening_for_trying() == 0
             && self.sessions.len() < self.limits.sessions
             && self.open_again.due.is_none();
         self.session_for_trying().is_some() || could_open
@@ -603,6 +594,26 @@ mod tests {
         assert!(!core.commands().iter().any(is_reply));
         core.ended(1, None, now);
         assert!(core.commands().iter().any(|command| matches!(command, Command::Open(2))));
+    }
+
+    #[test]
+    fn a_busy_key_is_tried_while_a_session_to_wait_on_is_opened() {
+        let mut now = Instant::now();
+        let mut core = core(3);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.opened(1, false, now);
+        core.answered(1, lock(1).key, Answer::NotAcquired, now);
+        let is_open = |command: &Command<_>| matches!(command, Command::Open(_));
+        assert!(core.commands().iter().any(is_open));
+        for round in 0..10 {
+            now = core.next_tick().unwrap();
+            core.tick(now);
+            let tries = core.commands();
+            assert!(matches!(tries[..], [Command::Order(1, Order::Try(_))]), "{round}: {tries:?}");
+            core.answered(1, lock(1).key, Answer::NotAcquired, now);
+        }
+        core.opened(2, false, now);
+        assert!(matches!(core.commands()[..], [Command::Order(2, Order::Wait(_))]));
     }
 
     #[test]

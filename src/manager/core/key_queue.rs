@@ -19,6 +19,10 @@ impl KeyQueue {
         self.order.is_empty()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.order.iter()
+    }
+
     /// Has no effect on a key that is there.
     pub(super) fn push_back(&mut self, key: Key) {
         if self.members.insert(key) {

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::entry::{Entry, State};
-use super::sessions::Stage;
 use super::{Core, Order, SessionId};
 use crate::key::Key;
 use crate::session::LockId;
@@ -22,7 +21,7 @@ impl<R> Core<R> {
                     return;
                 }
                 let (session, mode) = (*session, *mode);
-                self.withdraw(session, LockId { key, mode }, now);
+                self.withdraw(session, LockId { key, mode });
             }
             State::Held(held) => {
                 let lock = LockId { key, mode: held.mode };
@@ -73,18 +72,13 @@ impl<R> Core<R> {
         }
         entry.state = State::Pausing;
         self.vacate(tried_on, now);
-        match self.idle_session() {
-            Some(session) => self.wait_on(session, key),
-            None if self.may_open(now) => {
-                let session = self.open(Some(key), now);
-                self.occupy(session);
-                self.set(key, State::Waiting(session, mode));
-            }
-            None => {
-                self.pausing.push_back(key);
-                self.pause(now);
-            }
+        if let Some(session) = self.idle_session() {
+            return self.wait_on(session, key);
         }
+        // It is tried again until there is a session, which may take a while to open.
+        self.pausing.push_back(key);
+        self.pause(now);
+        self.open_for_waiting(now);
     }
 
     /// Has an idle session wait for a key.
@@ -97,18 +91,10 @@ impl<R> Core<R> {
     }
 
     /// Ends a wait that nobody wants, or not in this mode.
-    fn withdraw(&mut self, session: SessionId, lock: LockId, now: Instant) {
-        match self.sessions.get_mut(&session).map(|seat| &mut seat.stage) {
-            Some(Stage::Open) => {
-                self.set(lock.key, State::Withdrawing(session, lock.mode));
-                self.order(session, Order::Withdraw);
-            }
-            Some(Stage::Opening(for_key)) => {
-                *for_key = None;
-                self.set(lock.key, State::Unasked);
-                self.leave(session, lock.key, now);
-            }
-            Some(Stage::Closing) | None => {}
+    fn withdraw(&mut self, session: SessionId, lock: LockId) {
+        if self.is_open(session) {
+            self.set(lock.key, State::Withdrawing(session, lock.mode));
+            self.order(session, Order::Withdraw);
         }
     }
 

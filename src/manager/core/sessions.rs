@@ -19,10 +19,17 @@ pub(super) struct Seat {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// It is being opened, to wait for this key if there is one.
-    Opening(Option<Key>),
+    Opening(Purpose),
     Open,
     Closing,
+}
+
+/// What a session is opened for. What it then does may be something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    ToTry,
+    /// For keys that turned out to be busy.
+    ToWait,
 }
 
 impl<R> Core<R> {
@@ -39,32 +46,56 @@ impl<R> Core<R> {
         idle.find(|(session, _)| self.shared != Some(**session)).map(|(session, _)| *session)
     }
 
-    fn is_open(&self, session: SessionId) -> bool {
+    pub(super) fn is_open(&self, session: SessionId) -> bool {
         self.sessions.get(&session).is_some_and(|seat| seat.stage == Stage::Open)
     }
 
     /// Opens the sessions that the keys which need one for being tried lack.
     pub(super) fn open_for_trying(&mut self, now: Instant) {
-        let is_for_trying = |seat: &&Seat| seat.stage == Stage::Opening(None);
-        let opening = self.sessions.values().filter(is_for_trying).count();
+        let opening = self.opening_for_trying();
         let others = self.queued_attempts() + self.inspections.sessions_needed();
         let needed = if self.one_key_each { self.unasked.len() + others } else { 1 };
         for _ in opening..needed {
             if !self.may_open(now) {
                 return;
             }
-            let session = self.open(None, now);
+            let session = self.open(Purpose::ToTry, now);
             if !self.one_key_each {
                 self.shared = Some(session);
             }
         }
     }
 
+    /// Opens a session for the keys that pause, if there are more of them than are being opened.
+    pub(super) fn open_for_waiting(&mut self, now: Instant) {
+        if self.opening(Purpose::ToWait) < self.pausing_keys() && self.may_open(now) {
+            self.open(Purpose::ToWait, now);
+        }
+    }
+
+    /// How many keys pause.
+    pub(super) fn pausing_keys(&self) -> usize {
+        let pauses =
+            |key: &&Key| matches!(self.keys.get(key), Some(Entry { state: State::Pausing, .. }));
+        self.pausing.iter().filter(pauses).count()
+    }
+
+    /// How many sessions are being opened that will be there for trying: also those on which nobody wants to
+    /// wait any more.
+    pub(super) fn opening_for_trying(&self) -> usize {
+        let not_for_waiting = self.opening(Purpose::ToWait).saturating_sub(self.pausing_keys());
+        self.opening(Purpose::ToTry) + not_for_waiting
+    }
+
+    fn opening(&self, purpose: Purpose) -> usize {
+        self.sessions.values().filter(|seat| seat.stage == Stage::Opening(purpose)).count()
+    }
+
     /// Why no session can be had before long, if so.
     pub(super) fn hindrance(&self) -> Option<Error> {
         // One that closes makes room for another.
-        let makes_way = |seat: &Seat| matches!(seat.stage, Stage::Opening(None) | Stage::Closing);
-        if self.sessions.values().any(makes_way) {
+        let makes_way = self.sessions.values().any(|seat| seat.stage == Stage::Closing);
+        if makes_way || self.opening_for_trying() > 0 {
             return None;
         }
         self.unreachable.clone().or_else(|| self.one_key_each.then(crowded))
@@ -75,10 +106,10 @@ impl<R> Core<R> {
             && self.open_again.due.is_none_or(|due| due <= now)
     }
 
-    pub(super) fn open(&mut self, for_key: Option<Key>, now: Instant) -> SessionId {
+    fn open(&mut self, purpose: Purpose, now: Instant) -> SessionId {
         self.last_session += 1;
         let session = self.last_session;
-        let seat = Seat { stage: Stage::Opening(for_key), keys: 0, idle_since: now };
+        let seat = Seat { stage: Stage::Opening(purpose), keys: 0, idle_since: now };
         self.sessions.insert(session, seat);
         self.commands.push(Command::Open(session));
         session
@@ -140,18 +171,11 @@ impl<R> Core<R> {
     }
 
     /// A session could not be opened.
-    pub(super) fn unopened(&mut self, for_key: Option<Key>, error: Error, now: Instant) {
+    pub(super) fn unopened(&mut self, purpose: Purpose, error: Error, now: Instant) {
         self.open_again.put_off(now);
-        if let Some(key) = for_key {
-            // It is not the only way to the lock.
-            self.set(key, State::Pausing);
-            self.pausing.push_back(key);
-            self.advance(key, now);
-            // One that was busy when this one was to be opened may have nothing to do by now.
-            if let Some(idle) = self.idle_session() {
-                self.fill(idle, now);
-            }
-            return self.pause(now);
+        if purpose == Purpose::ToWait {
+            // Those who pause are tried again all the same.
+            return;
         }
         self.fail_inspections(&error);
         for key in self.unasked.drain() {
