@@ -4,8 +4,9 @@
 //! whose client seems to have closed it) is ended at once, whatever its client knows: a lease does not
 //! change that. The client is told before the lock is free, but through a network that is slow or
 //! silent, or a proxy, the next holder may hear of it before this one. So sessions are terminated here
-//! where no proxy is in between, a server takes the place of one that has ended once the proxy has told
-//! everybody, and no half-closed connection tells the server first. What happens without that care,
+//! where no proxy is in between, a server that stops fast has nobody behind the proxy any more, another takes
+//! the place of one that has ended once the proxy has told everybody, and no half-closed connection tells
+//! the server first. What happens without that care,
 //! [`Fence`](pglock::Fence) is for.
 
 use std::mem;
@@ -253,7 +254,7 @@ impl Chaos {
     }
 
     fn restart(&mut self, shutdown: Shutdown) {
-        self.primary.cluster.stop(shutdown);
+        self.stop(shutdown);
         self.start_again();
     }
 
@@ -270,6 +271,19 @@ impl Chaos {
         self.restart(Shutdown::Fast);
     }
 
+    /// A server that stops fast ends one session after another, and those whom it ends last may get the locks
+    /// of the first for a moment. Who is behind the proxy hears of the end before that, by the proxy's own
+    /// hand, and does not get through until the server has stopped.
+    fn stop(&mut self, shutdown: Shutdown) {
+        if shutdown == Shutdown::Fast {
+            self.primary.proxy.break_all(Break::Cut);
+            self.primary.proxy.set_both(Traffic::Ended);
+            self.primary.await_told();
+        }
+        self.primary.cluster.stop(shutdown);
+        self.primary.proxy.set_both(Traffic::Flows);
+    }
+
     fn start_again(&mut self) {
         self.primary.await_told();
         self.pause(0..300);
@@ -277,7 +291,7 @@ impl Chaos {
     }
 
     fn promote(&mut self, shutdown: Shutdown) {
-        self.primary.cluster.stop(shutdown);
+        self.stop(shutdown);
         self.primary.await_told();
         self.pause(0..300);
         self.standby.cluster.promote();
