@@ -1,0 +1,309 @@
+//! What can be said on the command line.
+//!
+//! The words are flock(1)'s where it has them, and so is the grammar of the plain form: options end at the
+//! KEY, and whatever follows is the command's.
+
+#![allow(
+    clippy::doc_markdown,
+    reason = "what documents an argument is its help, as a person reads it"
+)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::exit::{Failure, SYSTEM, USAGE};
+use crate::key::{KeyAs, NamedKey};
+use crate::server::Server;
+
+/// Run a command under a lock that excludes all machines which use the same PostgreSQL database
+#[derive(Parser, Debug)]
+#[command(
+    name = "pglock",
+    version,
+    override_usage = "pglock [OPTIONS] KEY [--] COMMAND [ARGUMENT]...\n       \
+        pglock [OPTIONS] KEY -c 'SHELL LINE'\n       \
+        pglock SUBCOMMAND ...",
+    after_help = EXAMPLES,
+    after_long_help = LONG_HELP,
+    subcommand_negates_reqs = true,
+    subcommand_help_heading = "Subcommands",
+    subcommand_value_name = "SUBCOMMAND",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) server: Server,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a command under a lock: the same as without a subcommand, for a KEY that is called like one
+    #[command(override_usage = "pglock run [OPTIONS] KEY [--] COMMAND [ARGUMENT]...")]
+    Run(RunArgs),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell that is to complete
+        shell: Shell,
+    },
+    /// Print the manual page, or write the pages of all subcommands to a directory
+    Man {
+        /// Where to write pglock.1, pglock-run.1 and so on
+        directory: Option<PathBuf>,
+    },
+}
+
+/// A lock, and what to run under it.
+#[derive(Args, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(crate) struct RunArgs {
+    /// Hold the key together with others that hold it shared: a reader
+    #[arg(short, long)]
+    shared: bool,
+    /// Hold the key alone: this is the default
+    #[arg(short = 'x', long, visible_short_alias = 'e', overrides_with = "shared")]
+    exclusive: bool,
+    /// Give up at once if the lock is not free
+    #[arg(short, long, visible_alias = "nb")]
+    nonblock: bool,
+    /// Give up if the lock is not free within this time; 0 is --nonblock
+    #[arg(
+        short, long, visible_alias = "timeout", value_name = "SECS", value_parser = seconds,
+        allow_negative_numbers = true
+    )]
+    wait: Option<Duration>,
+    /// Exit with this code when giving up
+    #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
+    pub(crate) conflict_exit_code: u8,
+    /// Let in as many at a time as this: a semaphore. All have to say the same number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "shared")]
+    pub(crate) permits: Option<u32>,
+    /// What the KEY is, where it could be read in several ways
+    #[arg(long, value_name = "KIND")]
+    key_as: Option<KeyAs>,
+    #[command(flatten)]
+    pub(crate) care: CareArgs,
+    /// Comes after the KEY, before a line for the shell
+    #[arg(short = 'c', long = "command", hide = true)]
+    misplaced: bool,
+    /// The lock; and the command that runs while it is held
+    ///
+    /// A number is a bigint key, two with a comma between are a pair, anything else is a name, which is hashed
+    /// to a bigint.
+    #[arg(
+        value_name = "KEY COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_negative_numbers = true
+    )]
+    words: Vec<OsString>,
+}
+
+/// How the command is looked after.
+#[derive(Args, Debug)]
+pub(crate) struct CareArgs {
+    /// Have the server end this lock if it has not heard of this machine for so long
+    ///
+    /// Needs PostgreSQL 14, and no pooler. The command is ended before: also if pglock itself is stopped.
+    #[arg(long, value_name = "SECS", value_parser = seconds, help_heading = "Command")]
+    pub(crate) lease: Option<Duration>,
+    /// Give the command a fencing token, in PGLOCK_FENCE
+    #[arg(long, help_heading = "Command")]
+    pub(crate) fence: bool,
+    /// When the lock is lost, how long the command has between TERM and KILL
+    #[arg(
+        long, value_name = "SECS", value_parser = seconds, default_value = "5", help_heading = "Command"
+    )]
+    pub(crate) kill_after: Duration,
+    /// Exit with this code when the lock was lost
+    #[arg(long, value_name = "N", default_value_t = 75, help_heading = "Command")]
+    pub(crate) lost_exit_code: u8,
+    /// After a wait, let so much time pass before the command starts
+    ///
+    /// A holder whose session the server has ended ends its command within milliseconds; its lock is free
+    /// before. 0 lets the command start at once.
+    #[arg(
+        long, value_name = "SECS", value_parser = seconds, default_value = "0.05", help_heading = "Command"
+    )]
+    pub(crate) settle: Duration,
+    /// Say on standard error what is going on
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// How long to wait for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    For(Duration),
+    Endless,
+}
+
+impl RunArgs {
+    pub(crate) fn mode(&self) -> pglock::Mode {
+        if self.shared { pglock::Mode::Shared } else { pglock::Mode::Exclusive }
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        match self.wait {
+            _ if self.nonblock => Patience::None,
+            None => Patience::Endless,
+            Some(Duration::ZERO) => Patience::None,
+            Some(time) => Patience::For(time),
+        }
+    }
+
+    pub(crate) fn key(&self) -> Result<NamedKey, Failure> {
+        let key = self.words.first().and_then(|key| key.to_str());
+        let key = key.ok_or_else(|| Failure::new(USAGE, "the KEY is not UTF-8"))?;
+        NamedKey::parse(key, self.key_as)
+    }
+
+    /// The command and its arguments.
+    pub(crate) fn command(&self) -> Result<Vec<OsString>, Failure> {
+        if self.misplaced {
+            return Err(Failure::new(
+                USAGE,
+                "-c comes after the KEY, as in: pglock nightly-report -c 'make report | mail ops'",
+            ));
+        }
+        command_line(self.words.get(1..).unwrap_or_default())
+    }
+}
+
+/// What comes after a KEY: a command, or `-c` and a line for the shell.
+pub(crate) fn command_line(words: &[OsString]) -> Result<Vec<OsString>, Failure> {
+    let command = match words {
+        [dash_c, line] if is_dash_c(dash_c) => {
+            let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
+            vec![shell.unwrap_or_else(|| "/bin/sh".into()), "-c".into(), line.clone()]
+        }
+        [dash_c, ..] if is_dash_c(dash_c) => {
+            return Err(Failure::new(
+                USAGE,
+                "-c takes exactly one argument, the line for the shell",
+            ));
+        }
+        [dashes, command @ ..] if dashes == "--" => command.to_vec(),
+        command => command.to_vec(),
+    };
+    if command.is_empty() {
+        return Err(Failure::new(
+            USAGE,
+            "there is no command after the KEY, as in: pglock nightly-report ./report.sh (pglock --help \
+             has more)",
+        ));
+    }
+    Ok(command)
+}
+
+fn is_dash_c(word: &OsString) -> bool {
+    word == "-c" || word == "--command"
+}
+
+/// Reads the command line. Where that ends it, as `--help` does, the exit code.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    let parsed = definition().try_get_matches().and_then(|matches| {
+        refuse_options_of_no_use(&matches)?;
+        Cli::from_arg_matches(&matches)
+    });
+    parsed.map_err(|error| {
+        // Whoever closed the stream does not want to read it.
+        let printed = error.print();
+        match (error.use_stderr(), printed) {
+            (true, _) => USAGE.into(),
+            (false, Ok(())) => ExitCode::SUCCESS,
+            (false, Err(_)) => SYSTEM.into(),
+        }
+    })
+}
+
+/// The command line's definition: what it is read by, and what completions and manual pages say.
+pub(crate) fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// Options of the plain form before a subcommand would be passed over in silence.
+fn refuse_options_of_no_use(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(subcommand) = matches.subcommand_name() else { return Ok(()) };
+    let given = |id: &&clap::Id| {
+        **id != "db" && matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+    };
+    let mut arguments = definition();
+    arguments.build();
+    let of_no_use = matches
+        .ids()
+        .filter(given)
+        .find_map(|id| arguments.get_arguments().find(|argument| argument.get_id() == id));
+    match of_no_use {
+        None => Ok(()),
+        Some(argument) => Err(definition().error(
+            clap::error::ErrorKind::ArgumentConflict,
+            format!(
+                "{argument} before the subcommand {subcommand} has no meaning; for a KEY called \
+                 {subcommand}, say: pglock run ... {subcommand} COMMAND"
+            ),
+        )),
+    }
+}
+
+/// A time in seconds, with a fraction if need be.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || "give a number of seconds, such as 10 or 0.5".to_owned();
+    let seconds: f64 = text.parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pglock nightly-report ./report.sh          on one machine at a time; the others wait
+  pglock -n nightly-report ./report.sh       the others give up, with exit code 1
+  pglock -w 60 deploy -c 'make && make install'
+  pglock --permits 3 resize ./resize.sh      three at a time, on all machines
+
+The server is where DATABASE_URL or the PG* variables say. pglock --help tells more.";
+
+const LONG_HELP: &str = "\
+Examples:
+  From cron, on every machine; the report is made once. Who comes late gives up:
+      0 2 * * *  pglock -n nightly-report /usr/local/bin/report
+  A deployment that waits for the one before, for ten minutes at most:
+      pglock -w 600 deploy ./deploy.sh
+  Readers together, writers alone:
+      pglock -s catalogue ./export.sh
+      pglock -x catalogue ./rebuild.sh
+  Three at a time, of all machines:
+      pglock --permits 3 resize ./resize.sh
+
+What the command finds in its environment:
+  PGLOCK_HELD=1    it runs under a lock
+  PGLOCK_KEY       the key: a number, or two with a comma between
+  PGLOCK_NAME      the name that the key was given by, if it was
+  PGLOCK_FENCE     the fencing token, with --fence
+  PGLOCK_SLOT      which of the permits it has, with --permits: from 0
+
+What becomes of the command:
+  It has a process group of its own. INT, TERM, HUP and QUIT are passed on to the group, USR1 and USR2 to the
+  command. When the lock is lost, the group gets TERM, and KILL after --kill-after. If pglock is killed, the
+  group is killed at once.
+
+Exit codes:
+  the command's own, or 128 and the number of the signal that ended it
+  1    the lock was not free (-n) or not in time (-w): see -E
+  64   the command line is wrong
+  69   the server cannot be reached, or refuses to serve
+  71   the operating system refused something
+  75   the lock was lost while the command ran: see --lost-exit-code
+  77   the login was refused
+  78   DATABASE_URL or a PG* variable is wrong
+  126  the command cannot be executed
+  127  the command was not found";

@@ -1,0 +1,76 @@
+//! `pglock`, the command: flock(1) across machines, on PostgreSQL's advisory locks.
+//!
+//! ```text
+//! pglock [OPTIONS] KEY [--] COMMAND [ARGUMENT...]
+//! ```
+//!
+//! takes the lock, runs the command, releases the lock, and exits with what the command did. It uses the
+//! library by its public interface alone.
+//!
+//! # Where to read on
+//!
+//! - [`args`] has what can be said on the command line; [`key`] reads what a KEY means, [`server`] where
+//!   the server is.
+//! - [`run`] is the way from a lock to an exit code, on [`hold`] (what is held) and [`child`] (what runs
+//!   meanwhile). [`signals`], [`terminal`] and [`waiting`] serve them.
+//! - [`keeper`] is a process of its own that ends the command if this one cannot.
+//! - [`exit`] has the exit codes.
+
+#[cfg(not(unix))]
+compile_error!("the command pglock needs a Unix system: build without the feature `cli`");
+
+mod args;
+mod child;
+mod exit;
+mod generate;
+mod hold;
+mod keeper;
+mod key;
+mod run;
+mod server;
+mod signals;
+mod terminal;
+mod waiting;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use exit::Failure;
+
+fn main() -> ExitCode {
+    if let Some(keeper) = keeper::Keeper::called() {
+        return keeper.keep();
+    }
+    match args::parse() {
+        Ok(cli) => conclude(perform(&cli)),
+        Err(usage) => usage,
+    }
+}
+
+fn perform(cli: &Cli) -> Result<u8, Failure> {
+    match &cli.command {
+        None => in_runtime(run::run(&cli.run, &cli.server)),
+        Some(Command::Run(arguments)) => in_runtime(run::run(arguments, &cli.server)),
+        Some(Command::Completions { shell }) => generate::completions(*shell),
+        Some(Command::Man { directory }) => generate::manual(directory.as_deref()),
+    }
+}
+
+/// One thread does it all: it waits, most of the time. What goes on in others ends with this process.
+fn in_runtime(work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::of_system("cannot start a runtime", &error))?;
+    let result = runtime.block_on(work);
+    // The resolver may be at it still, on a thread that nobody can end.
+    runtime.shutdown_background();
+    result
+}
+
+fn conclude(result: Result<u8, Failure>) -> ExitCode {
+    match result {
+        Ok(code) => code.into(),
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,84 @@
+//! The signals that are passed on to the command.
+
+use std::fs;
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use nix::libc;
+use nix::sys::signal::{self, Signal};
+use tokio::signal::unix::{self, SignalKind};
+
+use crate::exit::SIGNALLED;
+
+/// Those that somebody sends who means the command: a terminal, a service manager, an administrator.
+const PASSED_ON: [i32; 7] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGTSTP,
+];
+
+/// Listens to the signals that are passed on, from when it is made.
+pub(crate) struct Signals(Vec<(Signal, unix::Signal)>);
+
+impl Signals {
+    /// Those that this process was told to ignore stay ignored, and so the command ignores them too: HUP
+    /// under nohup(1), INT and QUIT in the background of a script.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let ignored = ignored();
+        let listen =
+            |number| Ok((Signal::try_from(number)?, unix::signal(SignalKind::from_raw(number))?));
+        let heard = PASSED_ON.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0);
+        heard.map(listen).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The next one that arrives. One that arrives while nobody asks is not lost.
+    pub(crate) async fn next(&mut self) -> Signal {
+        poll_fn(|context| {
+            for (signal, stream) in &mut self.0 {
+                if let Poll::Ready(Some(())) = stream.poll_recv(context) {
+                    return Poll::Ready(*signal);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next one that is meant to end what goes on, while there is no command yet.
+    pub(crate) async fn end(&mut self) -> Signal {
+        loop {
+            match self.next().await {
+                // Whoever sends these means the command, and knows that they are not harmless.
+                Signal::SIGTSTP => stop_self(),
+                signal => return signal,
+            }
+        }
+    }
+}
+
+/// What the terminal's stop key would have done, had nobody listened to it.
+pub(crate) fn stop_self() {
+    // It cannot fail: the signal exists, and it is this process that it goes to.
+    let _ = signal::raise(Signal::SIGSTOP);
+}
+
+/// The exit code for a process that this signal ended, as a shell tells it.
+pub(crate) fn exit_code(signal: i32) -> u8 {
+    u8::try_from(signal).unwrap_or_default().saturating_add(SIGNALLED)
+}
+
+pub(crate) fn number(signal: Signal) -> i32 {
+    (1..=64).find(|number| Signal::try_from(*number) == Ok(signal)).unwrap_or_default()
+}
+
+/// A bit for each signal that this process ignores, where the system tells (Linux).
+fn ignored() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

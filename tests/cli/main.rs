@@ -1,0 +1,1 @@
+//! The command `pglock`, as scripts and people meet it.
