@@ -67,11 +67,14 @@ pub(crate) enum Command {
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct RunArgs {
     /// Hold the key together with others that hold it shared: a reader
-    #[arg(short, long)]
+    #[arg(short, long, overrides_with = "exclusive")]
     shared: bool,
     /// Hold the key alone: this is the default
     #[arg(short = 'x', long, visible_short_alias = 'e', overrides_with = "shared")]
     exclusive: bool,
+    /// As of flock(1); the command never has the lock's connection
+    #[arg(short = 'o', long, hide = true)]
+    close: bool,
     /// Give up at once if the lock is not free
     #[arg(short, long, visible_alias = "nb")]
     nonblock: bool,

@@ -159,7 +159,8 @@ impl Child {
     fn was_stopped(&mut self, signal: Signal) {
         let Some(terminal) = &self.terminal else { return };
         let wants_terminal = matches!(signal, Signal::SIGTTIN | Signal::SIGTTOU);
-        if wants_terminal && terminal.is_ours() {
+        // It may have been quicker than this process was to give it the terminal.
+        if wants_terminal && (self.has_terminal || terminal.is_ours()) {
             self.give_terminal();
             self.signal_group(Signal::SIGCONT);
         } else if self.has_terminal || wants_terminal {
