@@ -35,6 +35,22 @@ fn a_subcommands_name_can_be_a_key() {
 }
 
 #[test]
+fn the_key_of_a_name_is_the_one_that_the_command_runs_under() {
+    for arguments in [&["nightly-report"][..], &["7, -2"], &["--scheme", "go-pglock", "42"]] {
+        let printed = pglock(&[&["key"], arguments].concat());
+        let number = text(&printed.stdout).trim().to_owned();
+        let script = "echo $PGLOCK_KEY";
+        let output = match arguments {
+            [name] => pglock(&[name, "sh", "-c", script]),
+            _ => pglock(&["--key-as", "name", "42", "sh", "-c", script]),
+        };
+        assert_eq!(text(&output.stdout).trim(), number);
+        let again = pglock(&["key", "--", &number]);
+        assert_eq!(text(&again.stdout).trim(), number);
+    }
+}
+
+#[test]
 fn servers_that_do_not_serve_have_exit_codes_of_their_own() {
     let stage = Stage::new();
     let wrong_password = stage.url().replacen("@", "wrong@", 1);

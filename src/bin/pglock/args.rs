@@ -19,6 +19,7 @@ use clap_complete::Shell;
 
 use crate::exit::{Failure, SYSTEM, USAGE};
 use crate::key::{KeyAs, NamedKey};
+use crate::scheme::KeyArgs;
 use crate::server::Server;
 
 /// Run a command under a lock that excludes all machines which use the same PostgreSQL database
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     /// Run a command under a lock: the same as without a subcommand, for a KEY that is called like one
     #[command(override_usage = "pglock run [OPTIONS] KEY [--] COMMAND [ARGUMENT]...")]
     Run(RunArgs),
+    /// Print the number of a key, also as other programs derive it from names
+    Key(KeyArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell that is to complete

@@ -31,7 +31,7 @@ pub(crate) fn manual(directory: Option<&Path>) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn print(bytes: &[u8]) -> Result<u8, Failure> {
+pub(crate) fn print(bytes: &[u8]) -> Result<u8, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
