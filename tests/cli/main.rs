@@ -11,6 +11,7 @@
 mod command;
 mod contention;
 mod flock;
+mod lead;
 mod loss;
 mod stage;
 mod terminal;

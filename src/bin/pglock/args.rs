@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::exit::{Failure, SYSTEM, USAGE};
@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Run a command under a lock: the same as without a subcommand, for a KEY that is called like one
     #[command(override_usage = "pglock run [OPTIONS] KEY [--] COMMAND [ARGUMENT]...")]
     Run(RunArgs),
+    /// Run a command on one machine, the leader, and on another when that is lost
+    #[command(override_usage = "pglock lead [OPTIONS] KEY [--] COMMAND [ARGUMENT]...")]
+    Lead(LeadArgs),
     /// Print the number of a key, also as other programs derive it from names
     Key(KeyArgs),
     /// Print the completions for a shell
@@ -114,6 +117,38 @@ pub(crate) struct RunArgs {
     words: Vec<OsString>,
 }
 
+/// An election, and what to run while leading.
+#[derive(Args, Debug)]
+pub(crate) struct LeadArgs {
+    /// Whether to start the command anew when it has ended by itself, and not to resign
+    #[arg(long, value_name = "WHEN", default_value = "never")]
+    pub(crate) restart: Restart,
+    /// The pause before the first restart; it doubles, up to a minute
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")]
+    pub(crate) restart_delay: Duration,
+    /// What the KEY is, where it could be read in several ways
+    #[arg(long, value_name = "KIND")]
+    key_as: Option<KeyAs>,
+    #[command(flatten)]
+    pub(crate) care: CareArgs,
+    /// The election; and the command that runs while this machine leads
+    #[arg(
+        value_name = "KEY COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_negative_numbers = true
+    )]
+    words: Vec<OsString>,
+}
+
+/// When a command is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    Never,
+    OnFailure,
+    Always,
+}
+
 /// How the command is looked after.
 #[derive(Args, Debug)]
 pub(crate) struct CareArgs {
@@ -169,9 +204,7 @@ impl RunArgs {
     }
 
     pub(crate) fn key(&self) -> Result<NamedKey, Failure> {
-        let key = self.words.first().and_then(|key| key.to_str());
-        let key = key.ok_or_else(|| Failure::new(USAGE, "the KEY is not UTF-8"))?;
-        NamedKey::parse(key, self.key_as)
+        first_key(&self.words, self.key_as)
     }
 
     /// The command and its arguments.
@@ -184,6 +217,23 @@ impl RunArgs {
         }
         command_line(self.words.get(1..).unwrap_or_default())
     }
+}
+
+impl LeadArgs {
+    pub(crate) fn key(&self) -> Result<NamedKey, Failure> {
+        first_key(&self.words, self.key_as)
+    }
+
+    /// The command and its arguments.
+    pub(crate) fn command(&self) -> Result<Vec<OsString>, Failure> {
+        command_line(self.words.get(1..).unwrap_or_default())
+    }
+}
+
+fn first_key(words: &[OsString], key_as: Option<KeyAs>) -> Result<NamedKey, Failure> {
+    let key = words.first().and_then(|key| key.to_str());
+    let key = key.ok_or_else(|| Failure::new(USAGE, "the KEY is not UTF-8"))?;
+    NamedKey::parse(key, key_as)
 }
 
 /// What comes after a KEY: a command, or `-c` and a line for the shell.

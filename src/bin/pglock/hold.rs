@@ -1,8 +1,11 @@
-//! What a command needs to run: a key or a permit. How it is got, and given back.
+//! What a command needs to run: a key, a permit or the leadership. How it is got, and given back.
 
 use std::time::Duration;
 
-use pglock::{Config, Error, Fence, Key, LockManager, Mode, Permit, Result, Semaphore, Session};
+use pglock::{
+    Config, Election, Error, Fence, Key, Leadership, LockManager, Mode, Permit, Result, Semaphore,
+    Session,
+};
 use tokio::time::timeout;
 
 use crate::args::Patience;
@@ -22,6 +25,11 @@ pub(crate) enum Claim {
         manager: LockManager,
         semaphore: Semaphore,
         permit: Option<Permit>,
+    },
+    Leadership {
+        manager: LockManager,
+        election: Election,
+        leadership: Option<Leadership>,
     },
 }
 
@@ -47,6 +55,12 @@ impl Claim {
         Self::Permit { manager, semaphore, permit: None }
     }
 
+    pub(crate) fn leadership(config: Config, key: Key) -> Self {
+        let manager = LockManager::new(config);
+        let election = manager.election(key);
+        Self::Leadership { manager, election, leadership: None }
+    }
+
     /// Asks for it, and waits as long as there is patience. Dropping this future withdraws the request.
     pub(crate) async fn acquire(&mut self, patience: Patience) -> Result<Asked> {
         if self.try_acquire().await? {
@@ -66,6 +80,10 @@ impl Claim {
                 *permit = semaphore.try_acquire().await?;
                 Ok(permit.is_some())
             }
+            Self::Leadership { election, leadership, .. } => {
+                *leadership = election.try_campaign().await?;
+                Ok(leadership.is_some())
+            }
         }
     }
 
@@ -78,6 +96,10 @@ impl Claim {
                 *permit = semaphore.acquire_timeout(time).await?;
                 Ok(permit.is_some())
             }
+            Self::Leadership { election, leadership, .. } => {
+                *leadership = election.campaign_timeout(time).await?;
+                Ok(leadership.is_some())
+            }
         }
     }
 
@@ -86,7 +108,10 @@ impl Claim {
         match self {
             Self::Key { session, .. } => session.lost().await,
             Self::Permit { permit: Some(permit), .. } => permit.lost().await,
-            Self::Permit { permit: None, .. } => std::future::pending().await,
+            Self::Leadership { leadership: Some(leadership), .. } => leadership.lost().await,
+            Self::Permit { permit: None, .. } | Self::Leadership { leadership: None, .. } => {
+                std::future::pending().await
+            }
         }
     }
 
@@ -96,7 +121,12 @@ impl Claim {
             // One more level of what is held already.
             Self::Key { session, key, mode } => session.try_lock_fenced(*key, *mode).await,
             Self::Permit { permit: Some(permit), .. } => permit.fencing_token().await.map(Some),
-            Self::Permit { permit: None, .. } => Ok(None),
+            Self::Leadership { leadership: Some(leadership), .. } => {
+                leadership.fencing_token().map(Some)
+            }
+            Self::Permit { permit: None, .. } | Self::Leadership { leadership: None, .. } => {
+                Ok(None)
+            }
         }
     }
 
@@ -114,6 +144,12 @@ impl Claim {
             Self::Permit { manager, permit, .. } => {
                 if let Some(permit) = permit {
                     permit.release().await?;
+                }
+                manager.close().await
+            }
+            Self::Leadership { manager, leadership, .. } => {
+                if let Some(leadership) = leadership {
+                    leadership.resign().await?;
                 }
                 manager.close().await
             }

@@ -14,6 +14,7 @@
 //! - [`run`] is the way from a lock to an exit code, on [`hold`] (what is held) and [`child`] (what runs
 //!   meanwhile). [`signals`], [`terminal`] and [`waiting`] serve them.
 //! - [`scheme`] has the keys of other programs.
+//! - [`lead`] runs a command for as long as this machine leads.
 //! - [`keeper`] is a process of its own that ends the command if this one cannot.
 //! - [`exit`] has the exit codes.
 
@@ -27,6 +28,7 @@ mod generate;
 mod hold;
 mod keeper;
 mod key;
+mod lead;
 mod run;
 mod scheme;
 mod server;
@@ -53,6 +55,7 @@ fn perform(cli: &Cli) -> Result<u8, Failure> {
     match &cli.command {
         None => in_runtime(run::run(&cli.run, &cli.server)),
         Some(Command::Run(arguments)) => in_runtime(run::run(arguments, &cli.server)),
+        Some(Command::Lead(arguments)) => in_runtime(lead::lead(arguments, &cli.server)),
         Some(Command::Key(arguments)) => scheme::key(arguments),
         Some(Command::Completions { shell }) => generate::completions(*shell),
         Some(Command::Man { directory }) => generate::manual(directory.as_deref()),

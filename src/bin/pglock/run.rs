@@ -98,7 +98,7 @@ async fn under_lock(
     mut claim: Claim,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
-    let end = match start(args, key, command, &mut claim).await {
+    let end = match start(&args.care, key, command, &mut claim).await {
         Ok(child) => child.attend(&mut claim, signals, &args.care).await,
         Err(failure) => Err(failure),
     };
@@ -126,8 +126,8 @@ async fn under_lock(
     }
 }
 
-async fn start(
-    args: &RunArgs,
+pub(crate) async fn start(
+    care: &CareArgs,
     key: &NamedKey,
     command: &[OsString],
     claim: &mut Claim,
@@ -135,14 +135,14 @@ async fn start(
     let mut variables = vec![("PGLOCK_HELD", "1".to_owned()), ("PGLOCK_KEY", key.number())];
     variables.extend(key.name().map(|name| ("PGLOCK_NAME", name.to_owned())));
     variables.extend(claim.slot().map(|slot| ("PGLOCK_SLOT", slot.to_string())));
-    if args.care.fence {
+    if care.fence {
         variables.extend(claim.fence().await?.map(|fence| ("PGLOCK_FENCE", fence.to_string())));
     }
-    if args.care.verbose {
+    if care.verbose {
         let program = command.first().map(|program| program.to_string_lossy());
         say(format_args!("{key}: running {}", program.unwrap_or_default()));
     }
-    Child::start(command, variables, args.care.lease)
+    Child::start(command, variables, care.lease)
 }
 
 /// Says that the lock was lost, and why.

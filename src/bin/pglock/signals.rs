@@ -23,7 +23,10 @@ const PASSED_ON: [i32; 7] = [
 ];
 
 /// Listens to the signals that are passed on, from when it is made.
-pub(crate) struct Signals(Vec<(Signal, unix::Signal)>);
+pub(crate) struct Signals {
+    heard: Vec<(Signal, unix::Signal)>,
+    told_to_end: bool,
+}
 
 impl Signals {
     /// Those that this process was told to ignore stay ignored, and so the command ignores them too: HUP
@@ -33,20 +36,27 @@ impl Signals {
         let listen =
             |number| Ok((Signal::try_from(number)?, unix::signal(SignalKind::from_raw(number))?));
         let heard = PASSED_ON.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0);
-        heard.map(listen).collect::<io::Result<_>>().map(Self)
+        let heard = heard.map(listen).collect::<io::Result<_>>()?;
+        Ok(Self { heard, told_to_end: false })
     }
 
     /// The next one that arrives. One that arrives while nobody asks is not lost.
     pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|context| {
-            for (signal, stream) in &mut self.0 {
+            for (signal, stream) in &mut self.heard {
                 if let Poll::Ready(Some(())) = stream.poll_recv(context) {
+                    self.told_to_end |= matches!(*signal, Signal::SIGINT | Signal::SIGTERM);
                     return Poll::Ready(*signal);
                 }
             }
             Poll::Pending
         })
         .await
+    }
+
+    /// Whether one has arrived that asks for an end.
+    pub(crate) fn told_to_end(&self) -> bool {
+        self.told_to_end
     }
 
     /// The next one that is meant to end what goes on, while there is no command yet.
