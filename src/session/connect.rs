@@ -265,8 +265,13 @@ async fn open(
         let told = wire::now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };
         if let Some(means) = introduction.take_place(&mut dialogue).await? {
-            let cancel_key = identity.cancel_key;
-            let peer = Peer { name: Arc::clone(name), route, cancel_key };
+            let peer = Peer {
+                name: Arc::clone(name),
+                route,
+                cancel_key: identity.cancel_key,
+                authentication: identity.authentication,
+                is_channel_bound: identity.channel_bound,
+            };
             let lease = config.lease.map(|ttl| Lease::new(ttl, told));
             let machine = Machine::new(dialogue.connection, means, lease, told);
             return Ok(Wire::new(dialogue.stream, machine, peer, clocks));
