@@ -3,14 +3,15 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::holders::{Holder, IS_ADVISORY, LOOK_AGAIN, tagged};
+use crate::holders::{Holder, LOOK_AGAIN, tagged};
 use crate::key::{Key, Mode};
 
 /// Most room that the list may take in the answer, in bytes: the answer has to stay below what is accepted
 /// of a server ([`RESULT_BODY_BYTES_MAX`](crate::protocol::RESULT_BODY_BYTES_MAX)).
 const LIST_BYTES_MAX: u32 = 60_000;
 
-/// The advisory locks of a database, held and waited for: the answer of [`Session::advisory_locks`].
+/// The advisory locks of a database, held and waited for: the answer of [`Session::advisory_locks`]
+/// and [`Session::advisory_locks_on`].
 ///
 /// It was true for a moment at the server. It is meant for a person, or a log; to decide anything, ask for
 /// the lock.
@@ -32,6 +33,7 @@ const LIST_BYTES_MAX: u32 = 60_000;
 /// ```
 ///
 /// [`Session::advisory_locks`]: crate::Session::advisory_locks
+/// [`Session::advisory_locks_on`]: crate::Session::advisory_locks_on
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdvisoryLocks {
     listed: Vec<AdvisoryLock>,
@@ -55,13 +57,13 @@ impl AdvisoryLocks {
         self.count
     }
 
-    /// The statements that ask for them. Only the second has a row.
+    /// The statements that ask for those of which this holds in a row of `pg_locks l`. Only the second has a row.
     ///
     /// Names are the only text that the server converts, to at most three times as many bytes.
     ///
     /// The time at which a wait began is known to PostgreSQL 14 and later: others lack the column, which may
     /// not be named there.
-    pub(crate) fn query() -> String {
+    pub(crate) fn query(condition: &str) -> String {
         let since = "CASE WHEN l.granted THEN a.state_change ELSE COALESCE((pg_catalog.to_jsonb(l) \
              OPERATOR(pg_catalog.->>) 'waitstart')::pg_catalog.timestamptz, a.state_change) END";
         let line = Holder::line(since);
@@ -73,7 +75,7 @@ impl AdvisoryLocks {
              pg_catalog.translate('=' OPERATOR(pg_catalog.||) a.usename::pg_catalog.text, \
              E'\\t\\n', '??'), {line}) AS line \
              FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a \
-             ON a.pid OPERATOR(pg_catalog.=) l.pid WHERE {IS_ADVISORY}), \
+             ON a.pid OPERATOR(pg_catalog.=) l.pid WHERE {condition}), \
              ranked AS (SELECT *, pg_catalog.bool_or(NOT granted) OVER of_key AS is_awaited, \
              pg_catalog.min(since) OVER of_key AS oldest \
              FROM entry WINDOW of_key AS (PARTITION BY classid, objid, objsubid)), \

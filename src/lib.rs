@@ -102,7 +102,7 @@ pub use advisory_locks::{AdvisoryLock, AdvisoryLocks};
 pub use auth::AuthMethod;
 pub use config::{Config, Pooler, SslMode};
 pub use election::{Election, Leadership, Observer};
-pub use error::{Error, ErrorKind, Result, ServerError};
+pub use error::{ConnectStep, Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};

@@ -9,7 +9,7 @@ use super::wire::now;
 use super::{Place, Session, abandoned};
 use crate::advisory_locks::AdvisoryLocks;
 use crate::error::{Error, ErrorKind, Result};
-use crate::holders::is_on;
+use crate::holders::{IS_ADVISORY, is_on};
 use crate::key::Key;
 use crate::report::{Link, ServerReport};
 
@@ -45,7 +45,24 @@ impl Session {
     /// # }
     /// ```
     pub async fn advisory_locks(&mut self) -> Result<AdvisoryLocks> {
-        self.look(AdvisoryLocks::query(), "the advisory locks", AdvisoryLocks::from_row).await
+        let query = AdvisoryLocks::query(IS_ADVISORY);
+        self.look(query, "the advisory locks", AdvisoryLocks::from_row).await
+    }
+
+    /// As [`advisory_locks`](Session::advisory_locks), for those of one key: who holds it, and who waits for
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// As [`holders`](Session::holders).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future changes nothing. The session's next call waits for the answer.
+    pub async fn advisory_locks_on(&mut self, key: impl Into<Key>) -> Result<AdvisoryLocks> {
+        let key = key.into();
+        let query = AdvisoryLocks::query(&is_on(key));
+        self.look(query, &format!("the locks on key {key}"), AdvisoryLocks::from_row).await
     }
 
     /// Has the server end the session of this process, if it holds the key or waits for it, in this

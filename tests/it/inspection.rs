@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pglock::{
-    AdvisoryLock, AdvisoryLocks, AuthMethod, Config, ErrorKind, Holding, Key, Mode, Pooler, Session,
+    AdvisoryLock, AdvisoryLocks, AuthMethod, Config, ConnectStep, ErrorKind, Holding, Key, Mode,
+    Pooler, Session,
 };
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Raw, Settings, eventually, role};
 
@@ -86,6 +87,8 @@ async fn all_who_hold_and_wait_are_listed_by_key() {
         assert!(since <= after);
         assert!(!lock.is_prepared());
     }
+    let on_it = stage.session("grace").await.advisory_locks_on(awaited).await.unwrap();
+    assert_eq!((on_it.listed(), on_it.count()), (&locks.listed()[..2], 2));
 }
 
 /// `psql` is another role's, and whoever asks is no superuser.
@@ -460,4 +463,48 @@ async fn an_answer_takes_the_time_that_a_ping_says() {
     eventually("the session is over", PATIENCE, || stage.sessions() == 0).await;
     assert!(alice.ping().await.unwrap_err().is_lost());
     assert!(alice.diagnose().await.unwrap_err().is_lost());
+}
+
+#[tokio::test]
+async fn a_failed_connect_tells_its_step() {
+    let cluster = Cluster::default_cluster();
+    let url = cluster.url_for(&role::TRUST);
+    // One takes connections and says nothing, the other takes none.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (silent, closed) = (listener.local_addr().unwrap().port(), 1);
+    let bouncer = PgBouncer::start(cluster, PoolMode::Transaction, 1);
+    let at =
+        |port| format!("postgres://nobody@127.0.0.1:{port}/db?sslmode=disable&connect_timeout=2");
+    for (url, pooler, step, kind) in [
+        (
+            "postgres://x@host.invalid/db".into(),
+            Pooler::Auto,
+            ConnectStep::Resolve,
+            ErrorKind::Connect,
+        ),
+        (at(closed), Pooler::Auto, ConnectStep::Reach, ErrorKind::Connect),
+        (at(silent), Pooler::Auto, ConnectStep::LogIn, ErrorKind::Timeout),
+        #[cfg(feature = "tls")]
+        (
+            url.clone() + "?sslmode=verify-full&sslrootcert=/dev/null",
+            Pooler::Auto,
+            ConnectStep::Reach,
+            ErrorKind::Tls,
+        ),
+        (
+            cluster.url_for(&role::REJECTED),
+            Pooler::Auto,
+            ConnectStep::LogIn,
+            ErrorKind::Authentication,
+        ),
+        (bouncer.url_for(&role::TRUST), Pooler::Refuse, ConnectStep::SetUp, ErrorKind::Unsupported),
+    ] {
+        let mut config: Config = url.parse().unwrap();
+        config.pooler(pooler);
+        let error = Session::connect(&config).await.unwrap_err();
+        assert_eq!((error.connect_step(), error.kind()), (Some(step), kind), "{error}");
+    }
+    let mut alice = Session::connect(&url.parse().unwrap()).await.unwrap();
+    let error = alice.unlock(1, Mode::Exclusive).await.unwrap_err();
+    assert_eq!(error.connect_step(), None);
 }
