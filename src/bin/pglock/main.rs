@@ -14,6 +14,7 @@
 //! - [`run`] is the way from a lock to an exit code, on [`hold`] (what is held) and [`child`] (what runs
 //!   meanwhile). [`signals`], [`terminal`] and [`waiting`] serve them.
 //! - [`keeper`] is a process of its own that ends the command if this one cannot.
+//! - [`ls`], [`who`], [`kill`] and [`doctor`] look at the server; [`locks`] and [`output`] serve them.
 //! - [`exit`] has the exit codes.
 
 #[cfg(not(unix))]
@@ -21,16 +22,22 @@ compile_error!("the command pglock needs a Unix system: build without the featur
 
 mod args;
 mod child;
+mod doctor;
 mod exit;
 mod generate;
 mod hold;
 mod keeper;
 mod key;
+mod kill;
+mod locks;
+mod ls;
+mod output;
 mod run;
 mod server;
 mod signals;
 mod terminal;
 mod waiting;
+mod who;
 
 use std::process::ExitCode;
 
@@ -51,6 +58,10 @@ fn perform(cli: &Cli) -> Result<u8, Failure> {
     match &cli.command {
         None => in_runtime(run::run(&cli.run, &cli.server)),
         Some(Command::Run(arguments)) => in_runtime(run::run(arguments, &cli.server)),
+        Some(Command::Ls(arguments)) => in_runtime(ls::ls(arguments, &cli.server)),
+        Some(Command::Who(arguments)) => in_runtime(who::who(arguments, &cli.server)),
+        Some(Command::Kill(arguments)) => in_runtime(kill::kill(arguments, &cli.server)),
+        Some(Command::Doctor(arguments)) => in_runtime(doctor::doctor(arguments, &cli.server)),
         Some(Command::Completions { shell }) => generate::completions(*shell),
         Some(Command::Man { directory }) => generate::manual(directory.as_deref()),
     }
