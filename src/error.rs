@@ -37,6 +37,8 @@ struct Inner {
     server: Option<ServerError>,
     /// What had gone wrong before, in other attempts at the same.
     earlier: Vec<String>,
+    /// How far connecting had come.
+    step: Option<ConnectStep>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -82,6 +84,21 @@ pub enum ErrorKind {
     Unsupported,
 }
 
+/// A step on the way to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConnectStep {
+    /// The host's name is looked up.
+    Resolve,
+    /// A socket is opened, and encrypted where that is wanted. What fails with
+    /// [`ErrorKind::Tls`] has reached the server.
+    Reach,
+    /// The role logs in.
+    LogIn,
+    /// The server shows whether it can be trusted with locks, and the session is set up.
+    SetUp,
+}
+
 impl Error {
     /// Which kind of failure this is.
     #[must_use]
@@ -108,6 +125,12 @@ impl Error {
         self.0.server.as_ref()
     }
 
+    /// At which step connecting failed, if that is what failed.
+    #[must_use]
+    pub fn connect_step(&self) -> Option<ConnectStep> {
+        self.0.step
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -116,6 +139,7 @@ impl Error {
             message: message.into(),
             server: None,
             earlier: Vec::new(),
+            step: None,
             source: None,
         }))
     }
@@ -133,6 +157,11 @@ impl Error {
     /// Whether the server may be there, or have the time, when it is asked again.
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
+    }
+
+    /// Says how far connecting had come.
+    pub(crate) fn at(self, step: ConnectStep) -> Self {
+        self.with(|inner| inner.step = Some(step))
     }
 
     /// Marks the session as gone.

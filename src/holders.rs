@@ -67,35 +67,21 @@ impl Holders {
 
     /// The statements that ask for them. Only the second has a row.
     ///
-    /// In a transaction, the server would show the sessions as it did for the first time: so it is told
-    /// to look again. A holder is a line whose fields have no space in them, but for the last: the name,
-    /// after a sign that tells an empty one from none. Where a value is null, `format` writes nothing.
-    ///
     /// The comment shows in `pg_stat_activity` what the session is for, as that of the login did.
     pub(crate) fn query(key: Key) -> String {
-        let (class, object, kind) = lock_tag(key);
         format!(
-            "/* pglock holders of {key} */ \
-             SELECT WHERE pg_catalog.pg_stat_clear_snapshot() IS NULL; \
+            "/* pglock holders of {key} */ {LOOK_AGAIN}; \
              SELECT pg_catalog.pg_backend_pid(), \
              pg_catalog.count(*) FILTER (WHERE NOT l.granted), \
              pg_catalog.count(*) FILTER (WHERE l.granted), \
-             pg_catalog.array_to_string((pg_catalog.array_agg(\
-             pg_catalog.format('%s %s %s %s %s', l.pid, l.mode, \
-             (EXTRACT(epoch FROM a.state_change) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
-             pg_catalog.host(a.client_addr), \
-             pg_catalog.translate('=' OPERATOR(pg_catalog.||) a.application_name, \
-             pg_catalog.chr(10), '?')) \
+             pg_catalog.array_to_string((pg_catalog.array_agg({} \
              ORDER BY a.state_change, l.pid) FILTER (WHERE l.granted))[1:{LISTED_MAX}], \
              pg_catalog.chr(10)) \
              FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a \
              ON a.pid OPERATOR(pg_catalog.=) l.pid \
-             WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
-             AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
-             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
-             AND l.classid OPERATOR(pg_catalog.=) '{class}' \
-             AND l.objid OPERATOR(pg_catalog.=) '{object}' \
-             AND l.objsubid OPERATOR(pg_catalog.=) {kind}"
+             WHERE {}",
+            Holder::line("a.state_change"),
+            is_on(key)
         )
     }
 
@@ -195,7 +181,20 @@ impl Holder {
         self.since
     }
 
-    fn from_line(line: &str) -> Option<Self> {
+    /// Writes a row of `pg_locks l`, joined to `pg_stat_activity a`, as a line whose fields have no space in
+    /// them, but for the last: the name, after a sign that tells an empty one from none. Where a value is
+    /// null, `format` writes nothing.
+    pub(crate) fn line(since: &str) -> String {
+        format!(
+            "pg_catalog.format('%s %s %s %s %s', l.pid, l.mode, \
+             (EXTRACT(epoch FROM {since}) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
+             pg_catalog.host(a.client_addr), \
+             pg_catalog.translate('=' OPERATOR(pg_catalog.||) a.application_name, \
+             pg_catalog.chr(10), '?'))"
+        )
+    }
+
+    pub(crate) fn from_line(line: &str) -> Option<Self> {
         let mut fields = line.splitn(5, ' ');
         let mut field = || fields.next();
         Some(Self {
@@ -239,6 +238,25 @@ impl fmt::Display for Holder {
     }
 }
 
+/// In a transaction, the server would show the sessions as it did for the first time: this has it look
+/// again. It has no row.
+pub(crate) const LOOK_AGAIN: &str = "SELECT WHERE pg_catalog.pg_stat_clear_snapshot() IS NULL";
+
+/// What a row of `pg_locks l` is if it is about an advisory lock of this database.
+pub(crate) const IS_ADVISORY: &str = "l.locktype OPERATOR(pg_catalog.=) 'advisory' \
+     AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
+     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
+
+/// What a row of `pg_locks l` is if it is about this key.
+pub(crate) fn is_on(key: Key) -> String {
+    let (class, object, kind) = lock_tag(key);
+    format!(
+        "{IS_ADVISORY} AND l.classid OPERATOR(pg_catalog.=) '{class}' \
+         AND l.objid OPERATOR(pg_catalog.=) '{object}' \
+         AND l.objsubid OPERATOR(pg_catalog.=) {kind}"
+    )
+}
+
 /// How `pg_locks` names a key: class, object, and what tells the two kinds apart.
 fn lock_tag(key: Key) -> (u32, u32, u8) {
     match key.kind() {
@@ -251,6 +269,19 @@ fn lock_tag(key: Key) -> (u32, u32, u8) {
                 [class, object].map(|half| u32::from_ne_bytes(half.to_ne_bytes()));
             (class, object, 2)
         }
+    }
+}
+
+/// The key that `pg_locks` names like this.
+pub(crate) fn tagged(class: u32, object: u32, kind: u8) -> Option<Key> {
+    let signed = |half: u32| i32::from_ne_bytes(half.to_ne_bytes());
+    match kind {
+        1 => {
+            let key = u64::from(class) << 32 | u64::from(object);
+            Some(Key::bigint(i64::from_ne_bytes(key.to_ne_bytes())))
+        }
+        2 => Some(Key::pair(signed(class), signed(object))),
+        _ => None,
     }
 }
 
@@ -312,6 +343,8 @@ mod tests {
             (Key::pair(-1, i32::MIN), (u32::MAX, 1 << 31, 2)),
         ] {
             assert_eq!(lock_tag(key), tag, "{key}");
+            let (class, object, kind) = tag;
+            assert_eq!(tagged(class, object, kind), Some(key));
         }
     }
 

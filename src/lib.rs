@@ -35,7 +35,9 @@
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
-//! - [`Holders`] says who has a lock that is not free, and how many wait for it.
+//! - [`Holders`] says who has a lock that is not free, and how many wait for it; [`AdvisoryLocks`] says that of
+//!   all keys of a database, and [`Session::terminate_holder`] ends who is in the way.
+//! - [`ServerReport`] says what a server is and how it is set, as far as it matters to locks.
 //! - [`Locker`] is [`Lock`] as a trait, for tests without a server.
 //! - [`Error`] tells by its [`kind`](Error::kind) what failed, and by [`is_lost`](Error::is_lost) whether
 //!   the locks are gone.
@@ -75,6 +77,7 @@
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
 //!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running.
 
+mod advisory_locks;
 mod auth;
 mod config;
 #[cfg(feature = "tls")]
@@ -89,20 +92,24 @@ mod locker;
 mod manager;
 mod net;
 pub mod protocol;
+mod report;
 mod secret;
 mod semaphore;
 mod session;
 mod trace;
 
+pub use advisory_locks::{AdvisoryLock, AdvisoryLocks};
+pub use auth::AuthMethod;
 pub use config::{Config, Pooler, SslMode};
 pub use election::{Election, Leadership, Observer};
-pub use error::{Error, ErrorKind, Result, ServerError};
+pub use error::{ConnectStep, Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
 pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder, Stats, WaitTimes};
+pub use report::{Holding, RoleReport, ServerReport, ServerSettings, TlsReport};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;

@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use crate::protocol::Transport;
 #[cfg(feature = "tls")]
 use crate::protocol::tls_server_end_point;
+use crate::report::TlsReport;
 
 /// A socket to a server.
 #[derive(Debug)]
@@ -85,6 +86,17 @@ impl Stream {
             Self::Unix(_) => false,
             #[cfg(feature = "tls")]
             Self::Tls(_) => true,
+        }
+    }
+
+    /// What encrypts it, if anything does.
+    pub(crate) fn tls(&self) -> Option<TlsReport> {
+        match self {
+            Self::Tcp(_) => None,
+            #[cfg(unix)]
+            Self::Unix(_) => None,
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => super::tls::report(stream),
         }
     }
 

@@ -1,6 +1,7 @@
 //! One of several locks, whichever is free, found in one round trip.
 
 use super::advisory::LockId;
+use crate::holders::IS_ADVISORY;
 use crate::key::{Key, Mode};
 
 /// Keys of one class, of which an exclusive lock on any is wanted.
@@ -90,9 +91,7 @@ impl Range {
              SELECT pg_catalog.pg_backend_pid(), pg_catalog.array_to_string(\
              pg_catalog.array_agg(DISTINCT l.objid), ' ') \
              FROM pg_catalog.pg_locks l \
-             WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
-             AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d \
-             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+             WHERE {IS_ADVISORY} \
              AND l.classid OPERATOR(pg_catalog.=) '{class}' \
              AND l.objid OPERATOR(pg_catalog.>=) '{first}' \
              AND l.objid OPERATOR(pg_catalog.<=) '{last}' \

@@ -26,7 +26,7 @@ use super::machine::Machine;
 use super::wire::{self, Peer, Wire};
 use crate::auth::AuthMethod;
 use crate::config::{Config, Host, LoadBalance, Resolved, Server};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ConnectStep, Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
 use crate::trace;
 
@@ -43,6 +43,16 @@ enum Failure {
     Here(Error),
     /// None will.
     Everywhere(Error),
+}
+
+impl Failure {
+    fn at(self, step: ConnectStep) -> Self {
+        match self {
+            Self::Encryption(error) => Self::Encryption(error.at(step)),
+            Self::Here(error) => Self::Here(error.at(step)),
+            Self::Everywhere(error) => Self::Everywhere(error.at(step)),
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -108,16 +118,18 @@ async fn connect_to(
     comment: &str,
     name: &Arc<str>,
 ) -> Result<Wire, Failure> {
-    let mut addresses =
-        within(config.connect_timeout, &"looking up the name", resolve(server)).await?;
+    let resolving = within(config.connect_timeout, &"looking up the name", resolve(server));
+    let mut addresses = resolving.await.map_err(|failure| failure.at(ConnectStep::Resolve))?;
     if config.load_balance_hosts == LoadBalance::Random {
         shuffle(&mut addresses)?;
     }
     let mut failures = Failures::default();
     for address in addresses {
-        let mut earlier = Failures::default();
-        let reaching = reach(config, server, comment, name, &address, &mut earlier);
-        match within(config.connect_timeout, &address, reaching).await {
+        let mut progress = Progress { earlier: Failures::default(), step: ConnectStep::Reach };
+        let reaching = reach(config, server, comment, name, &address, &mut progress);
+        let reached = within(config.connect_timeout, &address, reaching).await;
+        let Progress { earlier, step } = progress;
+        match reached.map_err(|failure| failure.at(step)) {
             Ok(wire) => return Ok(wire),
             Err(Failure::Here(error)) => failures.add(earlier.and(error)),
             Err(Failure::Encryption(error) | Failure::Everywhere(error)) => {
@@ -152,25 +164,31 @@ fn too_late(limit: Duration, what: &(dyn fmt::Display + Sync)) -> Failure {
     Error::new(ErrorKind::Timeout, message).into()
 }
 
-/// Tries one address with each kind of encryption that the mode permits. What went wrong with those
-/// before the last is `earlier`, also if the time is up.
+/// How far it has come with an address, also if the time is up.
+struct Progress {
+    /// What went wrong with the kinds of encryption before the last.
+    earlier: Failures,
+    step: ConnectStep,
+}
+
+/// Tries one address with each kind of encryption that the mode permits.
 async fn reach(
     config: &Resolved,
     server: &Server,
     comment: &str,
     name: &Arc<str>,
     address: &Address,
-    earlier: &mut Failures,
+    progress: &mut Progress,
 ) -> Result<Wire, Failure> {
     let keepalive = client_keepalive(config.orphan_timeout, &config.keepalive);
     for encryption in encryptions(config, server, address)? {
         let route = Route { address: address.clone(), keepalive, encryption };
-        match open(config, server, comment, name, route).await {
-            Err(Failure::Encryption(error)) => earlier.add(error),
+        match open(config, server, comment, name, route, &mut progress.step).await {
+            Err(Failure::Encryption(error)) => progress.earlier.add(error),
             decided => return decided,
         }
     }
-    let error = mem::take(earlier).all();
+    let error = mem::take(&mut progress.earlier).all();
     Err(if is_without_handshake(&error) {
         Failure::Here(error)
     } else {
@@ -242,10 +260,13 @@ async fn open(
     comment: &str,
     name: &Arc<str>,
     route: Route,
+    step: &mut ConnectStep,
 ) -> Result<Wire, Failure> {
     // A pooler that ignores function calls answers queries, but only where nothing is under way.
     for by_calls in [true, false] {
+        *step = ConnectStep::Reach;
         let stream = route.open().await?;
+        *step = ConnectStep::LogIn;
         let has_no_other = leaves_tls_to_server(&route.encryption) && !stream.is_encrypted();
         let route = route.clone().taken_by(&stream);
         let (mut dialogue, identity) = match log_in(stream, config, server).await {
@@ -258,6 +279,7 @@ async fn open(
                 });
             }
         };
+        *step = ConnectStep::SetUp;
         if identity.authentication == AuthMethod::Md5 {
             trace::logged_in_by_md5(name);
         }
@@ -265,8 +287,13 @@ async fn open(
         let told = wire::now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };
         if let Some(means) = introduction.take_place(&mut dialogue).await? {
-            let cancel_key = identity.cancel_key;
-            let peer = Peer { name: Arc::clone(name), route, cancel_key };
+            let peer = Peer {
+                name: Arc::clone(name),
+                route,
+                cancel_key: identity.cancel_key,
+                authentication: identity.authentication,
+                is_channel_bound: identity.channel_bound,
+            };
             let lease = config.lease.map(|ttl| Lease::new(ttl, told));
             let machine = Machine::new(dialogue.connection, means, lease, told);
             return Ok(Wire::new(dialogue.stream, machine, peer, clocks));

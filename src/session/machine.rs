@@ -39,12 +39,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
-use super::choice::{Choice, Range, Unreadable};
+use super::choice::{Choice, Unreadable};
 use super::lease::{Lease, Since};
 use crate::error::ServerError;
 use crate::fence::Fence;
-use crate::holders::Holders;
-use crate::key::Key;
 use crate::protocol::{CallResult, Connection, Event, NotReady, ProtocolError, TransactionStatus};
 
 /// How long the server may take to answer anything but a wait.
@@ -99,11 +97,11 @@ pub(crate) enum Ask {
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
-    /// Looks who holds the key, without changing anything, by statements that have one row. It begins with
+    /// Asks something that is about no lock of the session, by statements that have one row. It begins with
     /// the process that answers.
-    Holders(Key),
-    /// Looks which of the keys are locked, as for holders.
-    Locked(Range),
+    ///
+    /// Whoever asks brings the statements: a program that never does so need not carry them.
+    Look(Box<str>),
     /// Makes calls together, by a query of their own that has one row: see [`Machine::ask_batch`]. Only the
     /// row says what is held then, so it must not be given up.
     Batch,
@@ -473,10 +471,9 @@ impl Machine {
             Ask::Settle(lock) => (Function::Settle, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
             Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
-            Ask::Holders(key) => return self.connection.script(&Holders::query(*key)),
+            Ask::Look(statements) => return self.connection.script(statements),
             // Its query is sent by who knows it.
             Ask::Batch => return Err(NotReady),
-            Ask::Locked(range) => return self.connection.query(&range.query()),
             Ask::TryAny(choice) => {
                 return self.connection.query(&choice.query(self.means.scope()));
             }
@@ -745,12 +742,11 @@ impl Machine {
             State::Opening(Asked { answer_by, answer, .. }) if *answer_by <= now => {
                 Err(stuck_or(answer.take(), Loss::NotServed))
             }
-            State::Asked(Asked {
-                ask: Ask::Holders(_) | Ask::Locked(_),
-                answer_by,
-                answer,
-                ..
-            }) if !is_lent && *answer_by <= now => Err(stuck_or(answer.take(), Loss::NotServed)),
+            State::Asked(Asked { ask: Ask::Look(_), answer_by, answer, .. })
+                if !is_lent && *answer_by <= now =>
+            {
+                Err(stuck_or(answer.take(), Loss::NotServed))
+            }
             State::Asked(Asked { answer_by, answer, wanted, .. }) if *answer_by <= now => {
                 let is_bounded = !*wanted || self.tell_by.is_some_and(|by| by <= *answer_by);
                 let patience = if is_bounded { SETTLE_WITHIN } else { ANSWER_WITHIN };
@@ -838,8 +834,7 @@ impl Ask {
             // Where it counts, any of them stands for the transaction that holds it.
             Self::TryAny(choice) => choice.locks().next(),
             Self::Fence { held: Held::Before, .. }
-            | Self::Holders(_)
-            | Self::Locked(_)
+            | Self::Look(_)
             | Self::Heartbeat
             | Self::Batch => None,
         }
@@ -947,10 +942,9 @@ impl Asked {
                 Ok(Next::Alive { wanted: self.wanted })
             }
             (_, Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
-            (
-                Ask::Fence { .. } | Ask::Holders(_) | Ask::Locked(_) | Ask::Batch,
-                Answer::Row(row),
-            ) => done(Outcome::Row(row)),
+            (Ask::Fence { .. } | Ask::Look(_) | Ask::Batch, Answer::Row(row)) => {
+                done(Outcome::Row(row))
+            }
             (Ask::TryAny(choice), Answer::Row(row)) => {
                 match choice.acquired(&row).map_err(|Unreadable| unexpected_answer())? {
                     Some(lock) if !self.wanted => settle(lock, Outcome::NotAcquired),

@@ -21,6 +21,7 @@ mod canceller;
 mod choice;
 mod connect;
 mod dialogue;
+mod inspection;
 mod introduction;
 mod lease;
 mod login;
@@ -355,15 +356,7 @@ impl Session {
     /// ```
     pub async fn holders(&mut self, key: impl Into<Key>) -> Result<Holders> {
         let key = key.into();
-        self.settled().await?;
-        let holders = match self.perform(Ask::Holders(key), None).await? {
-            Outcome::Failed(error) => {
-                return Err(self.refused(&format!("holders of key {key}"), error));
-            }
-            Outcome::Row(row) => Holders::from_row(&row),
-            _ => None,
-        };
-        holders.ok_or_else(|| self.gone(unreadable_holders()))
+        self.look(Holders::query(key), &format!("holders of key {key}"), Holders::from_row).await
     }
 
     /// How many levels of the lock the session holds, as far as it knows: see
@@ -526,15 +519,7 @@ impl Session {
 
     /// The second numbers of the keys that are locked by anybody.
     pub(crate) async fn locked(&mut self, range: Range) -> Result<Vec<i32>> {
-        self.settled().await?;
-        let locked = match self.perform(Ask::Locked(range), None).await? {
-            Outcome::Failed(error) => {
-                return Err(self.refused(&format!("keys of class {}", range.class), error));
-            }
-            Outcome::Row(row) => Range::locked(&row),
-            _ => None,
-        };
-        locked.ok_or_else(|| self.gone(unreadable_holders()))
+        self.look(range.query(), &format!("keys of class {}", range.class), Range::locked).await
     }
 
     /// Takes a token for a lock that is held, without another level.
@@ -822,6 +807,23 @@ impl Session {
         self.ready().await.map(|_| ())
     }
 
+    /// Asks for a row about no lock of the session, and reads it. The second argument says what is asked for,
+    /// in errors.
+    async fn look<T>(
+        &mut self,
+        statements: String,
+        what: &str,
+        read: impl FnOnce(&[Option<String>]) -> Option<T>,
+    ) -> Result<T> {
+        self.settled().await?;
+        let answer = match self.perform(Ask::Look(statements.into()), None).await? {
+            Outcome::Failed(error) => return Err(self.refused(what, error)),
+            Outcome::Row(row) => read(&row),
+            _ => None,
+        };
+        answer.ok_or_else(|| self.gone(unreadable(what)))
+    }
+
     /// Sends a request and sees it through.
     fn perform<'a>(&'a mut self, ask: Ask, wait: Option<&'a Cancellable>) -> Attempt<'a> {
         if let Ask::Unlock(lock) = &ask {
@@ -1010,8 +1012,10 @@ fn unreadable_batch() -> Error {
 }
 
 /// A server that makes no sense is not to be trusted with locks.
-fn unreadable_holders() -> Error {
-    Error::new(ErrorKind::Protocol, "the server gave holders of a key that cannot be read").lost()
+fn unreadable(what: &str) -> Error {
+    Error::new(ErrorKind::Protocol, "the server gave an answer that cannot be read")
+        .context(what)
+        .lost()
 }
 
 fn unsupported(lock: LockId, message: &'static str) -> Error {

@@ -18,9 +18,11 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use super::advisory::LockId;
 use super::lease::Clocks;
 use super::machine::{Action, Ask, Loss, Machine, Outcome};
+use crate::auth::AuthMethod;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Route, Stream, TellTale};
 use crate::protocol::{CancelKey, NotReady};
+use crate::report::{Holding, Link};
 use crate::trace;
 
 /// How long the server may take to end a session that was told to.
@@ -80,6 +82,10 @@ pub(super) struct Peer {
     pub(super) name: Arc<str>,
     pub(super) route: Route,
     pub(super) cancel_key: CancelKey,
+    /// How the session was let in.
+    pub(super) authentication: AuthMethod,
+    /// Whether the login was bound to the TLS connection.
+    pub(super) is_channel_bound: bool,
 }
 
 impl Wire {
@@ -106,6 +112,23 @@ impl Wire {
 
     pub(super) fn peer_name(&self) -> &str {
         &self.peer.name
+    }
+
+    /// What this side knows of the connection.
+    pub(super) fn link(&self) -> Link {
+        Link {
+            server: self.peer.name.to_string(),
+            address: self.peer.route.address.to_string(),
+            tls: self.stream.tls(),
+            authentication: self.peer.authentication,
+            is_channel_bound: self.peer.is_channel_bound,
+            holding: match (self.machine.holds_one_lock(), self.machine.may_be_pooled()) {
+                (true, _) => Holding::Transaction,
+                (false, true) => Holding::SessionByQueries,
+                (false, false) => Holding::SessionByCalls,
+            },
+            process_id: self.peer.cancel_key.process_id(),
+        }
     }
 
     /// Whether locks are held in a transaction, one at a time.
@@ -545,7 +568,13 @@ mod tests {
                 net::Keepalive { idle: TTL, interval: TTL, probes: 1, acknowledgement: TTL };
             let address = net::Address::Unix("/nowhere".into());
             let route = Route { address, keepalive, encryption: net::Encryption::None };
-            let peer = Peer { name: "nowhere".into(), route, cancel_key: identity.cancel_key };
+            let peer = Peer {
+                name: "nowhere".into(),
+                route,
+                cancel_key: identity.cancel_key,
+                authentication: AuthMethod::None,
+                is_channel_bound: false,
+            };
             let mut wire = Wire::new(Stream::Unix(client), machine, peer, Some(Clocks::look()));
             let mut cx = Context::from_waker(Waker::noop());
             if is_under_way {

@@ -11,6 +11,7 @@
 mod command;
 mod contention;
 mod flock;
+mod inspection;
 mod lead;
 mod loss;
 mod stage;

@@ -71,8 +71,7 @@ fn the_interrupting_key_ends_a_wait() {
     let holder = stage.work(&[], "a");
     stage.until_journal(&["start a"]);
     let key = stage.key().to_owned();
-    let mut screen =
-        Screen::run(&stage, "$PGLOCK $KEY true; echo exit $?; stty -a | grep -o ' echo '");
+    let mut screen = Screen::run(&stage, "trap : INT; $PGLOCK $KEY true; echo exit $?");
     screen.shows(&format!("pglock: waiting for \"{key}\" for 0 s: process "));
     screen.shows(" holds it exclusively since ");
     screen.press(CTRL_C);

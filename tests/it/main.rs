@@ -23,6 +23,7 @@ mod faults;
 mod fences;
 mod holders;
 mod hostile;
+mod inspection;
 mod leases;
 mod manager;
 mod manager_drops;

@@ -17,10 +17,14 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::doctor::DoctorArgs;
 use crate::exit::{Failure, SYSTEM, USAGE};
 use crate::key::{KeyAs, NamedKey};
+use crate::kill::KillArgs;
+use crate::ls::LsArgs;
 use crate::scheme::KeyArgs;
 use crate::server::Server;
+use crate::who::WhoArgs;
 
 /// Run a command under a lock that excludes all machines which use the same PostgreSQL database
 #[derive(Parser, Debug)]
@@ -56,6 +60,14 @@ pub(crate) enum Command {
     Lead(LeadArgs),
     /// Print the number of a key, also as other programs derive it from names
     Key(KeyArgs),
+    /// Show who holds which lock, and who waits
+    Ls(LsArgs),
+    /// Show who holds a key, and who waits for it; exit with 1 if it is free
+    Who(WhoArgs),
+    /// End the sessions that hold a key, and wait until they have let go
+    Kill(KillArgs),
+    /// Look at the server, the way there and its settings, and say what to do
+    Doctor(DoctorArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell that is to complete

@@ -16,6 +16,7 @@
 //! - [`scheme`] has the keys of other programs.
 //! - [`lead`] runs a command for as long as this machine leads.
 //! - [`keeper`] is a process of its own that ends the command if this one cannot.
+//! - [`ls`], [`who`], [`kill`] and [`doctor`] look at the server; [`locks`] and [`output`] serve them.
 //! - [`exit`] has the exit codes.
 
 #[cfg(not(unix))]
@@ -23,18 +24,24 @@ compile_error!("the command pglock needs a Unix system: build without the featur
 
 mod args;
 mod child;
+mod doctor;
 mod exit;
 mod generate;
 mod hold;
 mod keeper;
 mod key;
+mod kill;
 mod lead;
+mod locks;
+mod ls;
+mod output;
 mod run;
 mod scheme;
 mod server;
 mod signals;
 mod terminal;
 mod waiting;
+mod who;
 
 use std::process::ExitCode;
 
@@ -57,6 +64,10 @@ fn perform(cli: &Cli) -> Result<u8, Failure> {
         Some(Command::Run(arguments)) => in_runtime(run::run(arguments, &cli.server)),
         Some(Command::Lead(arguments)) => in_runtime(lead::lead(arguments, &cli.server)),
         Some(Command::Key(arguments)) => scheme::key(arguments),
+        Some(Command::Ls(arguments)) => in_runtime(ls::ls(arguments, &cli.server)),
+        Some(Command::Who(arguments)) => in_runtime(who::who(arguments, &cli.server)),
+        Some(Command::Kill(arguments)) => in_runtime(kill::kill(arguments, &cli.server)),
+        Some(Command::Doctor(arguments)) => in_runtime(doctor::doctor(arguments, &cli.server)),
         Some(Command::Completions { shell }) => generate::completions(*shell),
         Some(Command::Man { directory }) => generate::manual(directory.as_deref()),
     }

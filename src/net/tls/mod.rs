@@ -20,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, InconsistentKeys};
+use rustls::{ClientConfig, InconsistentKeys, ProtocolVersion};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -31,6 +31,7 @@ use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versio
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Address;
 use crate::net::is_broken_off;
+use crate::report::TlsReport;
 
 /// The name of PostgreSQL's protocol within TLS. Servers since version 17 demand it of connections
 /// that begin with TLS, and answer any other name with an alert in all.
@@ -121,6 +122,18 @@ const DIRECT: &str = "sslnegotiation=direct needs PostgreSQL 17 or later, with `
 pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
     let (_, connection) = stream.get_ref();
     connection.peer_certificates()?.first().map(AsRef::as_ref)
+}
+
+/// What encrypts the connection, by the names that PostgreSQL has for it.
+pub(crate) fn report(stream: &TlsStream<TcpStream>) -> Option<TlsReport> {
+    let (_, connection) = stream.get_ref();
+    let version = match connection.protocol_version()? {
+        ProtocolVersion::TLSv1_2 => String::from("TLSv1.2"),
+        ProtocolVersion::TLSv1_3 => String::from("TLSv1.3"),
+        other => format!("{other:?}"),
+    };
+    let cipher = format!("{:?}", connection.negotiated_cipher_suite()?.suite());
+    Some(TlsReport { version, cipher: cipher.replace("TLS13_", "TLS_") })
 }
 
 fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {

@@ -467,7 +467,7 @@ async fn holders_that_cannot_be_read_end_the_session() {
         let mut lock = hold(&backend).await;
         let error = timely(lock.holders()).await.unwrap_err();
         backend.done().await;
-        assert_lost(lock, error, Protocol, "holders of a key that cannot be read").await;
+        assert_lost(lock, error, Protocol, "an answer that cannot be read").await;
     }
     let rows = [one_row(&[Some("4711"), Some("0"), Some("0"), None]), one_row(&[])].concat();
     let backend = holder().hears_type(b'Q').says(rows).ready().left().play().await;
