@@ -60,6 +60,7 @@
 //!   Unicode. Without it, such a password is refused.
 //! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
 //!   demands TLS is refused.
+//! - `cli` (off by default): the command `pglock`, flock(1) across machines, for Unix systems.
 //! - `tracing` (off by default): events of the crate `tracing`, with `pglock` as their target. WARN: `session
 //!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again), and
 //!   logins by MD5. DEBUG: `session connected`, and `lock granted` by a manager, with the time that was

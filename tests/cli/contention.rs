@@ -17,7 +17,7 @@ fn twenty_processes_count_to_two_thousand() {
     fs::write(stage.file("number"), "0\n").unwrap();
     // Each is a script, as somebody would write it.
     let script = format!(
-        "for turn in $(seq {TURNS}); do \"$0\" -w 60 \"$1\" -- sh -c '{ADD_ONE}' || exit; done"
+        "for turn in $(seq {TURNS}); do \"$0\" -w 60 --settle 0 \"$1\" -- sh -c '{ADD_ONE}' || exit; done"
     );
     let scripts: Vec<Child> = (0..PROCESSES)
         .map(|_| {
