@@ -31,8 +31,9 @@
 //! Through a pooler no session is shared: each tries, waits for and holds one key.
 //!
 //! [`keys`] is that way, [`entry`] what is known of a key on it, [`queue`] who wants it; [`sessions`] are
-//! opened and given out, and [`backoff`] says when what came to nothing is tried again. A request may also be
-//! for any one of several keys: see [`any`]. [`inspection`] is about questions, and [`count`] about numbers.
+//! opened and given out, [`places`] says which keys they wait for, and [`backoff`] when what came to nothing is
+//! tried again. A request may also be for any one of several keys: see [`any`]. [`inspection`] is about
+//! questions, and [`count`] about numbers.
 //!
 //! The core is told of requests, releases, answers, ends of sessions and the time, and gives commands.
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
@@ -45,6 +46,7 @@ mod entry;
 mod inspection;
 mod key_queue;
 mod keys;
+mod places;
 mod queue;
 mod sessions;
 
@@ -59,6 +61,7 @@ use self::entry::Others;
 use self::entry::{Entry, Held, State};
 use self::inspection::Inspections;
 use self::key_queue::KeyQueue;
+use self::places::Line;
 use self::queue::Request;
 use self::sessions::{Purpose, Seat, Stage};
 use super::stats::Stats;
@@ -70,12 +73,10 @@ use crate::session::LockId;
 pub(super) type SessionId = u32;
 pub(super) type RequestId = u64;
 
-/// Pause before a key that found no session to wait on is tried again. Each is twice as long as the one
+/// Pause before keys that found no session to wait on are tried again. Each is twice as long as the one
 /// before, up to a limit.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
-const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
-/// How many such keys are tried at a time.
-const TRIED_AT_A_TIME: usize = 64;
+const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(100);
 
 /// The same, before another session is opened after one that could not be.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -93,6 +94,8 @@ pub(super) struct Limits {
     pub(super) hand_overs: u32,
     /// For how long it may.
     pub(super) hand_overs_for: Duration,
+    /// How long a key that is waited for has its place at the server, if others have none.
+    pub(super) place_for: Duration,
 }
 
 /// What becomes of a request for a lock that is not free.
@@ -109,6 +112,8 @@ pub(super) enum Command<R> {
     /// Have a session do something.
     Order(SessionId, Order),
     Reply(R, Reply),
+    /// Tell that so many keys are waited for without a session, for a while already.
+    Crowded(usize),
 }
 
 /// What a session is to do. It does one thing after another.
@@ -185,8 +190,12 @@ pub(super) struct Core<R> {
     one_key_each: bool,
     /// Keys that need a session to be tried on. Some may have got one since.
     unasked: KeyQueue,
-    /// Keys that need a session to wait on. Some may have got one since.
-    pausing: KeyQueue,
+    /// Keys that need a session to wait on.
+    line: Line,
+    /// When places go from keys that have one to those that have none.
+    pass_on: Option<Instant>,
+    /// When that there are too few sessions was told last.
+    told_of_crowd: Option<Instant>,
     inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
@@ -218,7 +227,9 @@ impl<R> Core<R> {
             shared: None,
             one_key_each: false,
             unasked: KeyQueue::default(),
-            pausing: KeyQueue::default(),
+            line: Line::default(),
+            pass_on: None,
+            told_of_crowd: None,
             inspections: Inspections::default(),
             try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
             open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
@@ -241,14 +252,15 @@ impl<R> Core<R> {
 
     /// What was counted until [`commands`](Self::commands) was asked last.
     pub(super) fn stats(&self) -> Stats {
-        Stats { sessions: self.sessions.len(), ..self.stats.clone() }
+        let (sessions, crowded_out) = (self.sessions.len(), self.crowded_out());
+        Stats { sessions, crowded_out, ..self.stats.clone() }
     }
 
     /// When to call [`tick`](Self::tick) at the latest.
     pub(super) fn next_tick(&self) -> Option<Instant> {
         let idle = self.sessions.values().filter(|seat| seat.is_idle());
         let idle = idle.map(|seat| seat.idle_since + IDLE_MAX).min();
-        [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
+        [idle, self.try_again.due, self.open_again.due, self.pass_on].into_iter().flatten().min()
     }
 
     /// For how long no session is opened, after one that could not be.
@@ -304,12 +316,17 @@ impl<R> Core<R> {
     pub(super) fn give_up(&mut self, key: Key, request: RequestId, now: Instant) -> Option<Error> {
         let entry = self.keys.get_mut(&key)?;
         entry.queue.remove(request)?;
+        if entry.queue.is_empty() {
+            self.line.leave(key);
+        }
         self.stats.gave_up();
         let why = match entry.state {
             State::Unasked => self.unreachable.clone(),
             _ => None,
         };
         self.advance(key, now);
+        // A session may have been kept for it.
+        self.give_places(now);
         why
     }
 
@@ -354,7 +371,7 @@ impl<R> Core<R> {
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
-        } else if !self.one_key_each && (purpose == Purpose::ToTry || self.pausing_keys() == 0) {
+        } else if !self.one_key_each && (purpose == Purpose::ToTry || self.line.is_empty()) {
             // It may have been meant for a key that nobody wants any more.
             self.shared.get_or_insert(session);
         }
@@ -376,15 +393,22 @@ impl<R> Core<R> {
             }
             return;
         }
+        if let Some(seat) = self.sessions.get_mut(&session) {
+            seat.place = None;
+        }
         match (mem::replace(&mut entry.state, State::Unasked), answer) {
             (
                 State::Trying(_, mode) | State::Waiting(_, mode) | State::Withdrawing(_, mode),
                 Answer::Acquired,
             ) => {
                 entry.state = State::Held(Held::new(session, mode, now));
+                entry.queue.forget_lost_places();
                 self.stats.held += 1;
-                self.try_again.hurry(now);
+                if self.line.leave(key) {
+                    self.try_again.hurry(now);
+                }
                 self.advance(key, now);
+                self.give_places(now);
             }
             (State::Trying(..), Answer::NotAcquired) => {
                 entry.refuse_the_impatient(&mut self.commands);
@@ -426,6 +450,7 @@ impl<R> Core<R> {
         }
         // Room for another one.
         self.serve(now);
+        self.give_places(now);
     }
 
     /// Time has passed.
@@ -442,12 +467,10 @@ impl<R> Core<R> {
             self.serve(now);
         }
         if self.try_again.is_due(now) {
-            for _ in 0..self.pausing.len().min(TRIED_AT_A_TIME) {
-                let Some(key) = self.next_pausing() else { break };
-                self.set(key, State::Unasked);
-                self.advance(key, now);
-            }
-            self.pause(now);
+            self.try_those_in_line(now);
+        }
+        if self.pass_on.take_if(|due| *due <= now).is_some() {
+            self.pass_places_on(now);
         }
     }
 
@@ -466,6 +489,7 @@ impl<R> Core<R> {
             self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
         }
         self.close_attempts();
+        self.line.clear();
         (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
@@ -505,7 +529,9 @@ impl<R> Core<R> {
     pub(super) fn overlooked(&self) -> Option<Key> {
         let could_go_on = |key: &Key, Entry { state, queue }: &Entry<R>| match state {
             State::Unasked => self.could_serve() && !self.is_deferred(*key),
-            State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
+            State::Pausing => {
+                queue.has_impatient() || self.next_place().is_some_and(|(_, next)| next == *key)
+            }
             State::Waiting(_, mode) => {
                 queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
             }
@@ -539,8 +565,12 @@ mod tests {
     use super::*;
 
     fn core(sessions: usize) -> Core<u32> {
-        let limits =
-            Limits { sessions, hand_overs: 64, hand_overs_for: Duration::from_millis(100) };
+        let limits = Limits {
+            sessions,
+            hand_overs: 64,
+            hand_overs_for: Duration::from_millis(100),
+            place_for: Duration::from_secs(1),
+        };
         Core::new(limits, 7)
     }
 

@@ -53,6 +53,8 @@ const SESSIONS_MAX: usize = 8;
 /// turn, if nothing else is said.
 const HAND_OVERS_MAX: u32 = 64;
 const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
+/// For how long a key has its place at the server at first, if others have none.
+const PLACE_FOR: Duration = Duration::from_secs(1);
 
 /// Any number of locks, shared by any number of tasks, on a handful of connections.
 ///
@@ -113,9 +115,14 @@ impl LockManagerBuilder {
     ///
     /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
     /// holds it afterwards, for as long as it is held. Keys for which no connection is left are tried every
-    /// 10 ms to 1 s, without a place in the server's queue: where other processes stand in it, they get their
-    /// turn later and less often. So allow one more than the number of keys for which this process waits and
-    /// which it then holds for long, such as leaderships.
+    /// 10 ms to 100 ms, without a place in the server's queue: where other processes always stand in it, a
+    /// key is never found free so. Therefore places go round: a connection that has only waited for 1 s goes
+    /// to the key that has been without one for the longest time. A key whose place is taken again and again
+    /// has it for twice as long each time, up to 32 s.
+    ///
+    /// A connection that holds a lock does not wait. So allow one more than the number of keys for which this
+    /// process waits and which it then holds for long, such as leaderships: if each holds one, what else is
+    /// not free is only tried. [`Stats::crowded_out`] says how many keys have no connection.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.limits.sessions = sessions.max(1);
         self
@@ -152,6 +159,7 @@ impl LockManager {
             sessions: SESSIONS_MAX,
             hand_overs: HAND_OVERS_MAX,
             hand_overs_for: HAND_OVERS_FOR,
+            place_for: PLACE_FOR,
         };
         LockManagerBuilder { config, limits }
     }
@@ -478,6 +486,15 @@ struct Link {
     fate: Arc<Fate>,
 }
 
+/// What is left to do once the state is not locked any more.
+#[derive(Default)]
+struct Work {
+    drivers: Vec<Driver>,
+    replies: Vec<(oneshot::Sender<Told>, Told)>,
+    /// How many keys have no session, if that is to be told.
+    crowded_out: Option<usize>,
+}
+
 impl Shared {
     fn new(config: Config, limits: Limits) -> Self {
         // It only spreads retries.
@@ -502,8 +519,12 @@ impl Shared {
     ) -> T {
         let mut state = self.state();
         let result = tell(&mut state.core, now());
-        let (drivers, replies) = self.carry_out(&mut state);
+        let Work { drivers, replies, crowded_out } = self.carry_out(&mut state);
+        let sessions_max = state.core.limits().sessions;
         drop(state);
+        if let Some(keys) = crowded_out {
+            trace::crowded(keys, sessions_max);
+        }
         for driver in drivers {
             self.runtime().spawn(driver.drive(self.config.clone()));
         }
@@ -515,14 +536,11 @@ impl Shared {
     }
 
     /// Does what must be done in order. What may need the state again is left to do.
-    fn carry_out(
-        self: &Arc<Self>,
-        state: &mut State,
-    ) -> (Vec<Driver>, Vec<(oneshot::Sender<Told>, Told)>) {
-        let (mut drivers, mut replies) = (Vec::new(), Vec::new());
+    fn carry_out(self: &Arc<Self>, state: &mut State) -> Work {
+        let mut work = Work::default();
         for command in state.core.commands() {
             match command {
-                Command::Open(session) => drivers.push(self.open(session, state)),
+                Command::Open(session) => work.drivers.push(self.open(session, state)),
                 Command::Order(session, order) => {
                     if let Some(link) = state.sessions.get(&session) {
                         // A session that is over says so.
@@ -530,8 +548,9 @@ impl Shared {
                     }
                 }
                 Command::Reply(caller, reply) => {
-                    replies.push((caller, self.told(reply, state)));
+                    work.replies.push((caller, self.told(reply, state)));
                 }
+                Command::Crowded(keys) => work.crowded_out = Some(keys),
             }
         }
         let next_tick = state.core.next_tick();
@@ -540,7 +559,7 @@ impl Shared {
             state.next_tick = next_tick;
             self.rescheduled.notify_one();
         }
-        (drivers, replies)
+        work
     }
 
     fn told(self: &Arc<Self>, reply: Reply, state: &State) -> Told {

@@ -292,6 +292,72 @@ async fn keys_beyond_the_sessions_are_acquired_too() {
     }
 }
 
+/// A key that others always wait for is never free when it is tried.
+#[tokio::test]
+async fn keys_without_a_session_get_a_place_in_the_servers_queue_by_turns() {
+    let mut stage = Stage::new();
+    let (bob, carol) = (stage.manager("bob"), stage.manager("carol"));
+    let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let keys = [Key::pair(7_010, 1), Key::pair(7_010, 2)];
+    let mut guards = Vec::new();
+    let mut waits = JoinSet::new();
+    for key in keys {
+        guards.push(soon(bob.lock(key)).await.unwrap());
+        let carol = carol.clone();
+        waits.spawn(async move { carol.lock(key).await.map(drop) });
+    }
+    eventually("carol waits", PATIENCE, || stage.locks().len() == 4).await;
+    for key in keys {
+        let alice = alice.clone();
+        waits.spawn(async move { alice.lock(key).await.map(drop) });
+    }
+    eventually("a key has no session", PATIENCE, || alice.stats().crowded_out == 1).await;
+    // One after the other, and again.
+    for key in keys.iter().cycle().take(4) {
+        let what = format!("alice waits for {key}");
+        eventually(&what, PATIENCE, || stage.waits_for(*key) == "2").await;
+    }
+    drop(guards);
+    while let Some(got) = soon(waits.join_next()).await {
+        got.unwrap().unwrap();
+    }
+    assert_eq!(alice.stats().crowded_out, 0);
+}
+
+/// The session that tries keys is not needed for that alone, if another one holds something.
+#[tokio::test]
+async fn each_session_that_holds_nothing_may_wait() {
+    let mut stage = Stage::new();
+    let bob = stage.manager("bob");
+    let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let [first, second, third] = [1, 2, 3].map(|object| Key::pair(7_011, object));
+    let busy = soon(bob.lock(first)).await.unwrap();
+    let wait = |key| {
+        let alice = alice.clone();
+        tokio::spawn(async move { alice.lock(key).await })
+    };
+    let waiting = wait(first);
+    stage.until(&["alice awaits exclusive (7011, 1)", "bob holds exclusive (7011, 1)"]).await;
+    drop(busy);
+    let held = soon(waiting).await.unwrap().unwrap();
+
+    let busy = soon(bob.lock(second)).await.unwrap();
+    let waiting = wait(second);
+    let expected = [
+        "alice awaits exclusive (7011, 2)",
+        "alice holds exclusive (7011, 1)",
+        "bob holds exclusive (7011, 2)",
+    ];
+    stage.until(&expected).await;
+    // Keys are tried all the same, on the session that holds one.
+    drop(soon(alice.try_lock(third)).await.unwrap().unwrap());
+    assert!(soon(alice.try_lock(second)).await.unwrap().is_none());
+    stage.until(&expected).await;
+    drop(busy);
+    drop((held, soon(waiting).await.unwrap().unwrap()));
+    stage.until(&[]).await;
+}
+
 #[tokio::test]
 async fn the_end_of_a_session_is_told_to_its_guards_only() {
     let mut stage = Stage::new();

@@ -287,7 +287,12 @@ mod tests {
     #[test]
     fn a_lock_that_another_session_has_by_now_is_not_counted_twice() {
         let now = Instant::now();
-        let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+        let limits = Limits {
+            sessions: 2,
+            hand_overs: 0,
+            hand_overs_for: Duration::ZERO,
+            place_for: Duration::ZERO,
+        };
         let mut core = Core::new(limits, 1);
         let choice = Choice { class: 7, objects: vec![1], unless_taken: None };
         let (first, second) =

@@ -25,6 +25,11 @@ impl Backoff {
     /// Takes a pause that is longer than the last one, and not the same for everybody. One that is being
     /// taken is not made longer.
     pub(super) fn put_off(&mut self, now: Instant) {
+        self.put_off_in(1, now);
+    }
+
+    /// The same, for one of so many parts of what is to be done within the pause.
+    pub(super) fn put_off_in(&mut self, parts: u32, now: Instant) {
         if self.due.is_some_and(|due| due > now) {
             return;
         }
@@ -33,7 +38,7 @@ impl Backoff {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let percent = 50 + u32::try_from(self.random % 51).unwrap_or(50);
-        self.due = Some(now + self.pause * percent / 100);
+        self.due = Some(now + self.pause * percent / 100 / parts);
         self.pause = (self.pause * 2).min(self.longest);
     }
 
