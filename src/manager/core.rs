@@ -212,6 +212,8 @@ pub(super) struct Core<R> {
 #[derive(Debug)]
 struct Closing<R> {
     callers: Vec<R>,
+    /// What those are told who want something.
+    reason: Error,
     /// What went wrong with it.
     error: Option<Error>,
 }
@@ -288,8 +290,8 @@ impl<R> Core<R> {
         self.last_request += 1;
         let id = self.last_request;
         self.stats.requested();
-        if self.closing.is_some() {
-            self.reply(caller, Reply::Failed(closed()));
+        if let Some(why) = self.why_closed() {
+            self.reply(caller, Reply::Failed(why));
             return id;
         }
         let entry = self.keys.entry(lock.key).or_default();
@@ -441,7 +443,7 @@ impl<R> Core<R> {
         }
         if let Some(closing) = &mut self.closing {
             closing.error = closing.error.take().or(why);
-            return self.close(None);
+            return self.end(None, closed());
         }
         match (seat.stage, why) {
             (Stage::Opening(purpose), Some(error)) => self.unopened(purpose, error, now),
@@ -475,20 +477,40 @@ impl<R> Core<R> {
     }
 
     /// Ends everything. The caller is told when no session is left.
-    pub(super) fn close(&mut self, caller: Option<R>) {
+    pub(super) fn close(&mut self, caller: R) {
+        self.end(Some(caller), closed());
+    }
+
+    /// Ends everything for this reason, without a chance to see what comes of it: whoever closes it later is
+    /// told of this error.
+    pub(super) fn abandon(&mut self, reason: Error, error: Error) {
+        self.end(None, reason);
+        if let Some(closing) = &mut self.closing {
+            closing.error.get_or_insert(error);
+        }
+    }
+
+    /// Why nothing can be had any more.
+    fn why_closed(&self) -> Option<Error> {
+        self.closing.as_ref().map(|closing| closing.reason.clone())
+    }
+
+    fn end(&mut self, caller: Option<R>, reason: Error) {
+        let begun = self.closing.take();
         let mut closing =
-            self.closing.take().unwrap_or(Closing { callers: Vec::new(), error: None });
+            begun.unwrap_or_else(|| Closing { callers: Vec::new(), reason, error: None });
         closing.callers.extend(caller);
         for (_, mut entry) in mem::take(&mut self.keys) {
-            entry.fail(&closed(), &mut self.commands);
+            entry.fail(&closing.reason, &mut self.commands);
             if let State::Releasing(_, caller) = entry.state {
                 closing.callers.extend(caller);
             }
         }
         for caller in self.inspections.drain() {
-            self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
+            let reason = closing.reason.clone();
+            self.commands.push(Command::Reply(caller, Reply::NotDone(reason)));
         }
-        self.close_attempts();
+        self.close_attempts(&closing.reason);
         self.line.clear();
         (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
@@ -504,14 +526,6 @@ impl<R> Core<R> {
             }
         }
         self.closing = Some(closing);
-    }
-
-    /// Ends everything, without a chance to see what comes of it: whoever closes it later is told why.
-    pub(super) fn abandon(&mut self, why: Error) {
-        self.close(None);
-        if let Some(closing) = &mut self.closing {
-            closing.error.get_or_insert(why);
-        }
     }
 }
 

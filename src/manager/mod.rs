@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{Timeout, timeout_at};
 
 use self::core::{Command, Core, Grant, Limits, Patience, Reply, RequestId, SessionId};
 use self::driver::{Driver, Message};
@@ -74,7 +74,8 @@ const PLACE_FOR: Duration = Duration::from_secs(1);
 /// same key again waits for itself.
 ///
 /// Its sessions live on the runtime on which the first lock was asked for, from wherever they are used: that
-/// has to go on running. When it ends, so does the manager, as if it were closed. So a manager that outlives
+/// has to go on running. While it does, the futures of the manager and of its guards may be polled anywhere,
+/// also where there is no runtime. When it ends, so does the manager, as if it were closed. So a manager that outlives
 /// its first runtime, such as a static one in the tests of a program, is one for each runtime instead.
 ///
 /// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes
@@ -361,7 +362,7 @@ impl LockManager {
             }
             let is_there = match until.filter(|_| patience == Patience::Waits) {
                 None => guard.is_there().await,
-                Some(until) => match timeout_at(until.into(), guard.is_there()).await {
+                Some(until) => match self.shared.timeout_at(until, guard.is_there()).await {
                     Ok(is_there) => is_there,
                     Err(_) => return Ok(None),
                 },
@@ -385,7 +386,7 @@ impl LockManager {
         let mut request = Request { shared: &self.shared, key, id: Some(id) };
         let told = match until.filter(|_| patience == Patience::Waits) {
             None => told.await,
-            Some(until) => match timeout_at(until.into(), &mut told).await {
+            Some(until) => match self.shared.timeout_at(until, &mut told).await {
                 Ok(told) => told,
                 Err(_) => match request.give_up() {
                     Some(why) => Ok(Told::Failed(why)),
@@ -595,6 +596,12 @@ impl Shared {
         })
     }
 
+    /// Polls the future until then. The clock is that of the caller's runtime; if there is none, that of the
+    /// sessions'.
+    fn timeout_at<F: Future>(&self, until: Instant, future: F) -> Timeout<F> {
+        timeout_anywhere(until, future, self.runtime.get())
+    }
+
     /// A session is over. Says for how long none is opened, if so.
     fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
         self.state().sessions.remove(&id);
@@ -614,7 +621,7 @@ impl Shared {
 
     fn close(self: &Arc<Self>, caller: oneshot::Sender<Told>) {
         self.tell_of_the_close();
-        self.with(|core, _| core.close(Some(caller)));
+        self.with(|core, _| core.close(caller));
     }
 
     /// Tells those who have guards.
@@ -670,9 +677,24 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.with(|core, _| core.abandon(no_answer()));
+            shared.with(|core, _| core.abandon(runtime_ended(), no_answer()));
         }
     }
+}
+
+/// As [`timeout_at`], also where no runtime is: by the clock of this one.
+fn timeout_anywhere<F: Future>(until: Instant, future: F, runtime: Option<&Handle>) -> Timeout<F> {
+    let is_elsewhere = Handle::try_current().is_err();
+    let _entered = runtime.filter(|_| is_elsewhere).map(Handle::enter);
+    timeout_at(until.into(), future)
+}
+
+fn runtime_ended() -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        "the runtime has ended on which the manager was first used, and its sessions with it; make a manager \
+         for each runtime, or one on a runtime that goes on",
+    )
 }
 
 fn no_answer() -> Error {

@@ -1,11 +1,12 @@
 //! Many locks and tasks on few sessions: [`LockManager`], on real servers.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode};
 use pglock_test_cluster::{
@@ -495,7 +496,44 @@ fn guards_know_when_the_runtime_has_ended() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(soon(alice.lock(stage.key()))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(error.to_string().contains("the runtime has ended"), "{error}");
+    let error = runtime.block_on(soon(alice.inspect(stage.key()))).unwrap_err();
+    assert!(error.to_string().contains("the runtime has ended"), "{error}");
     runtime.block_on(stage.until(&[]));
+}
+
+/// What has a time limit needs a clock.
+#[test]
+fn guards_and_waits_can_be_polled_where_there_is_no_runtime() {
+    let mut stage = Stage::new();
+    let mut config = stage.config("alice");
+    if stage.major_version() >= ENDS_SILENT_SESSIONS {
+        config.lease(Duration::from_secs(20));
+    }
+    let alice = LockManager::new(config);
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let guard = runtime.block_on(soon(alice.lock(stage.key()))).unwrap();
+    assert!(poll_here(alice.lock_timeout(stage.key(), SHORT)).unwrap().is_none());
+    let other = poll_here(alice.lock_timeout((7_012, 1), PATIENCE)).unwrap().unwrap();
+    poll_here(other.unlock()).unwrap();
+    assert_eq!(poll_here(guard.hold(async { 7 })).unwrap(), 7);
+    let mut lost = pin!(guard.lost());
+    assert!(lost.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    stage.terminate("alice");
+    assert!(poll_here(lost).is_lost());
+}
+
+/// What a future comes to that is polled on this thread, without a runtime.
+fn poll_here<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let latest = Instant::now() + PATIENCE;
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => assert!(Instant::now() < latest, "still pending"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[tokio::test]

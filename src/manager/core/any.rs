@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::entry::{Held, State};
-use super::{Command, Core, Grant, Order, Reply, RequestId, SessionId, closed};
+use super::{Command, Core, Grant, Order, Reply, RequestId, SessionId};
 use crate::error::{Error, Result};
 use crate::key::{Key, Mode};
 use crate::session::{Choice, LockId};
@@ -69,8 +69,8 @@ impl<R> Core<R> {
         self.last_request += 1;
         let id = self.last_request;
         self.stats.requested();
-        if self.closing.is_some() {
-            self.reply(caller, Reply::Failed(closed()));
+        if let Some(why) = self.why_closed() {
+            self.reply(caller, Reply::Failed(why));
             return id;
         }
         let attempt = Attempt {
@@ -266,10 +266,10 @@ impl<R> Core<R> {
     }
 
     /// Everything is being ended.
-    pub(super) fn close_attempts(&mut self) {
+    pub(super) fn close_attempts(&mut self, why: &Error) {
         for (_, attempt) in mem::take(&mut self.attempts) {
             if let Some(caller) = attempt.caller {
-                self.commands.push(Command::Reply(caller, Reply::Failed(closed())));
+                self.commands.push(Command::Reply(caller, Reply::Failed(why.clone())));
             }
         }
     }
