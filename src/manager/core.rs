@@ -73,14 +73,17 @@ use crate::session::LockId;
 pub(super) type SessionId = u32;
 pub(super) type RequestId = u64;
 
-/// Pause before keys that found no session to wait on are tried again. Each is twice as long as the one
-/// before, up to a limit.
+/// Pause before keys that found no session to wait on are tried again. Each is longer than the one before by
+/// an eighth, up to a limit which is reached after about a second: a key that others want as well may be free
+/// for a moment only.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(100);
+const TRY_AGAIN_LONGER_BY: u32 = 8;
 
-/// The same, before another session is opened after one that could not be.
+/// The same, before another session is opened after one that could not be. Each is twice as long.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const OPEN_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
+const OPEN_AGAIN_LONGER_BY: u32 = 1;
 
 /// How long a session that does nothing is kept.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -233,8 +236,18 @@ impl<R> Core<R> {
             pass_on: None,
             told_of_crowd: None,
             inspections: Inspections::default(),
-            try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
-            open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
+            try_again: Backoff::new(
+                TRY_AGAIN_AFTER,
+                TRY_AGAIN_AFTER_MAX,
+                TRY_AGAIN_LONGER_BY,
+                seed,
+            ),
+            open_again: Backoff::new(
+                OPEN_AGAIN_AFTER,
+                OPEN_AGAIN_AFTER_MAX,
+                OPEN_AGAIN_LONGER_BY,
+                !seed,
+            ),
             unreachable: None,
             last_session: 0,
             last_request: 0,
@@ -658,6 +671,69 @@ mod tests {
         }
         core.opened(2, false, now);
         assert!(matches!(core.commands()[..], [Command::Order(2, Order::Wait(_))]));
+    }
+
+    /// A core with one session, on which so many keys were found busy, and the time.
+    fn core_with_busy_keys(count: i64) -> (Core<u32>, Instant) {
+        let now = Instant::now();
+        let mut core = core(1);
+        for number in 0..count {
+            core.request(lock(number), Patience::Waits, 0, now);
+        }
+        core.opened(1, false, now);
+        core.commands();
+        for number in 0..count {
+            core.answered(1, lock(number).key, Answer::NotAcquired, now);
+        }
+        assert!(core.commands().is_empty());
+        (core, now)
+    }
+
+    /// Waits until keys are tried again, and says which.
+    fn tried_next(core: &mut Core<u32>, now: &mut Instant) -> Vec<Key> {
+        loop {
+            *now = core.next_tick().unwrap();
+            core.tick(*now);
+            let tried = core.commands().into_iter().filter_map(|command| match command {
+                Command::Order(1, Order::Try(lock)) => Some(lock.key),
+                _ => None,
+            });
+            let tried: Vec<_> = tried.collect();
+            if !tried.is_empty() {
+                return tried;
+            }
+        }
+    }
+
+    #[test]
+    fn all_keys_without_a_session_are_tried_within_a_pause() {
+        let (mut core, begun) = core_with_busy_keys(200);
+        let mut now = begun;
+        let mut tried = Vec::new();
+        while tried.len() < 200 {
+            // None of them is answered: others are tried all the same.
+            tried.extend(tried_next(&mut core, &mut now));
+        }
+        assert!(now - begun <= TRY_AGAIN_AFTER_MAX, "{:?}", now - begun);
+        tried.sort();
+        tried.dedup();
+        assert_eq!(tried.len(), 200);
+    }
+
+    #[test]
+    fn a_key_that_was_found_free_hurries_the_others() {
+        let (mut core, mut now) = core_with_busy_keys(2);
+        for _ in 0..30 {
+            for key in tried_next(&mut core, &mut now) {
+                core.answered(1, key, Answer::NotAcquired, now);
+            }
+        }
+        let tried = tried_next(&mut core, &mut now);
+        core.answered(1, tried[1], Answer::NotAcquired, now);
+        assert!(core.next_tick().unwrap() > now + TRY_AGAIN_AFTER);
+        core.answered(1, tried[0], Answer::Acquired, now);
+        core.commands();
+        assert_eq!(core.next_tick(), Some(now + TRY_AGAIN_AFTER));
     }
 
     #[test]

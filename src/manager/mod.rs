@@ -54,7 +54,7 @@ const SESSIONS_MAX: usize = 8;
 const HAND_OVERS_MAX: u32 = 64;
 const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
 /// For how long a key has its place at the server at first, if others have none.
-const PLACE_FOR: Duration = Duration::from_secs(1);
+const PLACE_FOR: Duration = Duration::from_millis(500);
 
 /// Any number of locks, shared by any number of tasks, on a handful of connections.
 ///
@@ -117,9 +117,9 @@ impl LockManagerBuilder {
     /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
     /// holds it afterwards, for as long as it is held. Keys for which no connection is left are tried every
     /// 10 ms to 100 ms, without a place in the server's queue: where other processes always stand in it, a
-    /// key is never found free so. Therefore places go round: a connection that has only waited for 1 s goes
+    /// key is never found free so. Therefore places go round: a connection that has only waited for 500 ms goes
     /// to the key that has been without one for the longest time. A key whose place is taken again and again
-    /// has it for twice as long each time, up to 32 s.
+    /// has it for twice as long each time, up to 32 s, if that leaves a connection for others.
     ///
     /// A connection that holds a lock does not wait. So allow one more than the number of keys for which this
     /// process waits and which it then holds for long, such as leaderships: if each holds one, what else is

@@ -359,6 +359,55 @@ async fn each_session_that_holds_nothing_may_wait() {
     stage.until(&[]).await;
 }
 
+/// Many keys are tried and released by one query, which somebody else ends at the server.
+#[tokio::test]
+async fn queries_for_many_keys_that_are_ended_from_outside_leave_nothing_behind() {
+    const ENDED: usize = 5;
+    const KEYS: i32 = 500;
+    const QUERY: &str = "/* pglock manager */ SELECT ARRAY";
+    let cluster = Settings::new().start();
+    let mut stage = Stage::on(&cluster);
+    let alice = stage.manager("alice");
+    let kept = soon(alice.lock(stage.key())).await.unwrap();
+    let process = stage.pid("alice");
+    // The log names the statement of each error.
+    let ended = || cluster.log().lines().filter(|line| line.contains(QUERY)).count();
+    let tries = async {
+        while ended() < ENDED {
+            let mut tried = JoinSet::new();
+            for object in 0..KEYS {
+                let alice = alice.clone();
+                tried.spawn(async move { alice.try_lock((7_013, object)).await });
+            }
+            for result in tried.join_all().await {
+                // The calls are made one by one then, of which each may be ended as well.
+                if let Err(error) = result {
+                    assert_eq!(error.sqlstate(), Some("57014"), "{error}");
+                }
+            }
+        }
+    };
+    let mut look = cluster.raw();
+    let ends = async {
+        loop {
+            look.value(&format!("SELECT pg_cancel_backend({process})"));
+            // What was ended is settled meanwhile, and that is not always to be ended as well.
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon(async {
+        tokio::select! {
+            () = tries => {}
+            () = ends => {}
+        }
+    })
+    .await;
+    stage.until(&["alice holds exclusive"]).await;
+    assert_eq!(stage.pid("alice"), process);
+    assert_eq!((alice.stats().held, alice.stats().guards), (1, 1));
+    soon(kept.unlock()).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_end_of_a_session_is_told_to_its_guards_only() {
     let mut stage = Stage::new();

@@ -8,7 +8,7 @@
 //!   just being tried, the session is kept for it.
 //! - A session that only waits gives up its place, once its time is over and others are in line. A key has its
 //!   place for twice as long each time, up to a limit: where the queue is long, it would be served in no other
-//!   way.
+//!   way. One of several places is not kept for longer, for keys that are served soon.
 //! - The shared session waits as well, if it holds nothing: then one that holds something, as after a wait, is
 //!   the shared one.
 //!
@@ -27,7 +27,7 @@ use crate::session::LockId;
 /// How many keys in line are tried at a time.
 const TRIED_AT_A_TIME: usize = 64;
 /// How often the time doubles for which a key has a place.
-const DOUBLED_AT_MOST: u32 = 5;
+const DOUBLED_AT_MOST: u32 = 6;
 /// How often somebody is told that there are too few sessions.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
@@ -47,6 +47,8 @@ pub(super) struct Place {
     key: Key,
     /// When its time is over.
     until: Instant,
+    /// Whether that is later than at first.
+    is_long: bool,
     /// Whether it is being left.
     is_left: bool,
 }
@@ -180,10 +182,12 @@ impl<R> Core<R> {
         let Some(entry) = self.keys.get_mut(&key) else { return };
         let Some(mode) = entry.queue.head().map(|head| head.mode) else { return };
         entry.state = State::Waiting(session, mode);
-        let times = 1 << entry.queue.places_lost().min(DOUBLED_AT_MOST);
-        let until = now + self.limits.place_for * times;
+        let mut others = self.sessions.values().filter_map(|seat| seat.place).peekable();
+        let may_be_long = others.peek().is_none() || others.any(|place| !place.is_long);
+        let doubled = entry.queue.places_lost().min(DOUBLED_AT_MOST) * u32::from(may_be_long);
+        let until = now + self.limits.place_for * (1 << doubled);
         if let Some(seat) = self.sessions.get_mut(&session) {
-            seat.place = Some(Place { key, until, is_left: false });
+            seat.place = Some(Place { key, until, is_long: doubled > 0, is_left: false });
         }
         self.order(session, Order::Wait(LockId { key, mode }));
     }
