@@ -123,7 +123,8 @@ impl LockManagerBuilder {
     ///
     /// A connection that holds a lock does not wait. So allow one more than the number of keys for which this
     /// process waits and which it then holds for long, such as leaderships: if each holds one, what else is
-    /// not free is only tried. [`Stats::crowded_out`] says how many keys have no connection.
+    /// not free is only tried, and two others that always want it leave it no turn. [`Stats::crowded_out`] says
+    /// how many keys have no connection.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.limits.sessions = sessions.max(1);
         self
