@@ -331,7 +331,7 @@ impl<R> Core<R> {
     pub(super) fn give_up(&mut self, key: Key, request: RequestId, now: Instant) -> Option<Error> {
         let entry = self.keys.get_mut(&key)?;
         entry.queue.remove(request)?;
-        if entry.queue.is_empty() {
+        if !entry.queue.is_awaited() {
             self.line.leave(key);
         }
         self.stats.gave_up();

@@ -297,6 +297,7 @@ struct Task {
     turns_left: u32,
     /// This lock, or any one.
     wants: Option<(RequestId, Option<LockId>)>,
+    waits: bool,
     guard: Option<(SessionId, LockId)>,
 }
 
@@ -427,7 +428,7 @@ impl World {
             random,
         };
         for task in 0..TASKS {
-            world.tasks.push(Task { turns_left: TURNS, wants: None, guard: None });
+            world.tasks.push(Task { turns_left: TURNS, wants: None, waits: false, guard: None });
             world.after(200, Event::Task(task));
         }
         for stranger in 0..STRANGERS {
@@ -539,6 +540,7 @@ impl World {
             let lock = LockId { key, mode };
             let request = self.core.request(lock, patience, number, now);
             task.wants = Some((request, Some(lock)));
+            task.waits = patience == Patience::Waits;
             if self.one_key_each {
                 self.crowded_out.entry(key).or_insert((now, self.step));
             }
@@ -858,7 +860,8 @@ impl World {
     }
 
     fn is_awaited(&self, key: Key) -> bool {
-        let mut wanted = self.tasks.iter().filter_map(|task| task.wants?.1);
+        let waiting = self.tasks.iter().filter(|task| task.waits);
+        let mut wanted = waiting.filter_map(|task| task.wants?.1);
         wanted.any(|wanted| wanted.key == key)
     }
 

@@ -126,10 +126,6 @@ impl<R> Core<R> {
         while let Some((session, key)) = self.next_place() {
             let Some(entry) = self.keys.get_mut(&key) else { return };
             entry.refuse_the_impatient(&mut self.commands);
-            if entry.queue.is_empty() {
-                self.forget(key);
-                continue;
-            }
             if self.shared == Some(session) {
                 self.shared = self.stand_in();
             }
@@ -146,7 +142,7 @@ impl<R> Core<R> {
         let mut sessions = self.sessions_for_waiting();
         let mut session = sessions.next()?;
         for key in self.line.keys.values() {
-            let Some(entry) = self.keys.get(key).filter(|entry| !entry.queue.is_empty()) else {
+            let Some(entry) = self.keys.get(key).filter(|entry| entry.queue.is_awaited()) else {
                 continue;
             };
             match entry.state {

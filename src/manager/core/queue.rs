@@ -38,6 +38,11 @@ impl<R> Queue<R> {
         self.0.is_none()
     }
 
+    /// Whether there is somebody who waits.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.0.as_ref().is_some_and(|requests| requests.impatient < requests.all.len())
+    }
+
     pub(super) fn head(&self) -> Option<&Request<R>> {
         self.0.as_ref().and_then(|requests| requests.all.front())
     }
