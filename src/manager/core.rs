@@ -397,6 +397,11 @@ impl<R> Core<R> {
 
     /// A session has done what it was ordered to.
     pub(super) fn answered(&mut self, session: SessionId, key: Key, answer: Answer, now: Instant) {
+        let seat = self.sessions.get_mut(&session);
+        if seat.is_some_and(|seat| seat.superseded.take_if(|other| *other == key).is_some()) {
+            self.vacate(session, now);
+            return self.fill(session, now);
+        }
         let Some(entry) = self.keys.get_mut(&key) else { return };
         if entry.state.session() != Some(session) {
             return;

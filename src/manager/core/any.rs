@@ -175,8 +175,10 @@ impl<R> Core<R> {
                 if let Some(caller) = caller {
                     self.reply(caller, Reply::Done);
                 }
-                self.vacate(other, now);
-                self.fill(other, now);
+                // That session is not free before its own answer is there.
+                if let Some(seat) = self.sessions.get_mut(&other) {
+                    seat.superseded = Some(lock.key);
+                }
             }
             // That session is lost, then.
             State::Held(before) => self.stats.lost(before.guards),

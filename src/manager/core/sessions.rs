@@ -18,6 +18,8 @@ pub(super) struct Seat {
     pub(super) idle_since: Instant,
     /// While it waits.
     pub(super) place: Option<Place>,
+    /// A key that it is still releasing, as far as is known, while another session has it by now.
+    pub(super) superseded: Option<Key>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +107,13 @@ impl<R> Core<R> {
     fn open(&mut self, purpose: Purpose, now: Instant) -> SessionId {
         self.last_session += 1;
         let session = self.last_session;
-        let seat = Seat { stage: Stage::Opening(purpose), keys: 0, idle_since: now, place: None };
+        let seat = Seat {
+            stage: Stage::Opening(purpose),
+            keys: 0,
+            idle_since: now,
+            place: None,
+            superseded: None,
+        };
         self.sessions.insert(session, seat);
         self.commands.push(Command::Open(session));
         session
