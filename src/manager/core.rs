@@ -74,10 +74,10 @@ pub(super) type SessionId = u32;
 pub(super) type RequestId = u64;
 
 /// Pause before keys that found no session to wait on are tried again. Each is longer than the one before by
-/// an eighth, up to a limit which is reached after about a second: a key that others want as well may be free
-/// for a moment only.
+/// an eighth, up to a limit that is low: a key that others want as well may be free for a moment only, and all
+/// that are tried together cost the server one query.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
-const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(100);
+const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(20);
 const TRY_AGAIN_LONGER_BY: u32 = 8;
 
 /// The same, before another session is opened after one that could not be. Each is twice as long.

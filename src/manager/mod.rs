@@ -116,7 +116,7 @@ impl LockManagerBuilder {
     ///
     /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
     /// holds it afterwards, for as long as it is held. Keys for which no connection is left are tried every
-    /// 10 ms to 100 ms, without a place in the server's queue: where other processes always stand in it, a
+    /// 10 ms to 20 ms, without a place in the server's queue: where other processes always stand in it, a
     /// key is never found free so. Therefore places go round: a connection that has only waited for 500 ms goes
     /// to the key that has been without one for the longest time. A key whose place is taken again and again
     /// has it for twice as long each time, up to 32 s, if that leaves a connection for others.

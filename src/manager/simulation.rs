@@ -612,6 +612,8 @@ impl World {
             self.sessions.remove(&id);
             self.core.ended(id, (!closes).then(unreachable), self.now);
             self.counted.connect_failures += u64::from(!closes);
+            // Where nobody can connect, nobody can be given a session in time.
+            self.crowded_out.values_mut().for_each(|(since, _)| *since = self.now);
             return;
         }
         self.counted.connects += 1;
