@@ -62,8 +62,8 @@
 //!   demands TLS is refused.
 //! - `cli` (off by default): the command `pglock`, flock(1) across machines, for Unix systems.
 //! - `tracing` (off by default): events of the crate `tracing`, with `pglock` as their target. WARN: `session
-//!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again), and
-//!   logins by MD5. DEBUG: `session connected`, and `lock granted` by a manager, with the time that was
+//!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again),
+//!   `keys have no session to wait on` (once a minute at most), and logins by MD5. DEBUG: `session connected`, and `lock granted` by a manager, with the time that was
 //!   waited and whether it was handed over within the process. Fields are those of OpenTelemetry's semantic
 //!   conventions (`db.system.name`, `server.address`, `server.port`, `error.type`,
 //!   `db.response.status_code`, ...) and `pglock.*`, times in seconds. They hold no text of an error.

@@ -88,6 +88,19 @@ pub(crate) fn logged_in_by_md5(server: &str) {
     );
 }
 
+/// So many keys are waited for in vain, for want of a session.
+pub(crate) fn crowded(keys: usize, sessions_max: usize) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        target: "pglock",
+        tracing::Level::WARN,
+        "db.system.name" = "postgresql",
+        "pglock.keys" = keys,
+        "pglock.sessions.max" = sessions_max,
+        "keys have no session to wait on, and are served later than others: allow more by max_sessions"
+    );
+}
+
 /// A manager has given somebody a lock.
 pub(crate) fn granted(lock: LockId, waited: Duration, handed_over: bool) {
     #[cfg(feature = "tracing")]

@@ -31,8 +31,9 @@
 //! Through a pooler no session is shared: each tries, waits for and holds one key.
 //!
 //! [`keys`] is that way, [`entry`] what is known of a key on it, [`queue`] who wants it; [`sessions`] are
-//! opened and given out, and [`backoff`] says when what came to nothing is tried again. A request may also be
-//! for any one of several keys: see [`any`]. [`inspection`] is about questions, and [`count`] about numbers.
+//! opened and given out, [`places`] says which keys they wait for, and [`backoff`] when what came to nothing is
+//! tried again. A request may also be for any one of several keys: see [`any`]. [`inspection`] is about
+//! questions, and [`count`] about numbers.
 //!
 //! The core is told of requests, releases, answers, ends of sessions and the time, and gives commands.
 //! Whoever drives it carries them out in their order. It is generic over whom a reply is for, and runs in
@@ -45,6 +46,7 @@ mod entry;
 mod inspection;
 mod key_queue;
 mod keys;
+mod places;
 mod queue;
 mod sessions;
 
@@ -59,6 +61,7 @@ use self::entry::Others;
 use self::entry::{Entry, Held, State};
 use self::inspection::Inspections;
 use self::key_queue::KeyQueue;
+use self::places::Line;
 use self::queue::Request;
 use self::sessions::{Purpose, Seat, Stage};
 use super::stats::Stats;
@@ -70,16 +73,17 @@ use crate::session::LockId;
 pub(super) type SessionId = u32;
 pub(super) type RequestId = u64;
 
-/// Pause before a key that found no session to wait on is tried again. Each is twice as long as the one
-/// before, up to a limit.
+/// Pause before keys that found no session to wait on are tried again. Each is longer than the one before by
+/// an eighth, up to a limit that is low: a key that others want as well may be free for a moment only, and all
+/// that are tried together cost the server one query.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
-const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
-/// How many such keys are tried at a time.
-const TRIED_AT_A_TIME: usize = 64;
+const TRY_AGAIN_AFTER_MAX: Duration = Duration::from_millis(20);
+const TRY_AGAIN_LONGER_BY: u32 = 8;
 
-/// The same, before another session is opened after one that could not be.
+/// The same, before another session is opened after one that could not be. Each is twice as long.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const OPEN_AGAIN_AFTER_MAX: Duration = Duration::from_secs(1);
+const OPEN_AGAIN_LONGER_BY: u32 = 1;
 
 /// How long a session that does nothing is kept.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -93,6 +97,8 @@ pub(super) struct Limits {
     pub(super) hand_overs: u32,
     /// For how long it may.
     pub(super) hand_overs_for: Duration,
+    /// How long a key that is waited for has its place at the server, if others have none.
+    pub(super) place_for: Duration,
 }
 
 /// What becomes of a request for a lock that is not free.
@@ -109,6 +115,8 @@ pub(super) enum Command<R> {
     /// Have a session do something.
     Order(SessionId, Order),
     Reply(R, Reply),
+    /// Tell that so many keys are waited for without a session, for a while already.
+    Crowded(usize),
 }
 
 /// What a session is to do. It does one thing after another.
@@ -185,8 +193,12 @@ pub(super) struct Core<R> {
     one_key_each: bool,
     /// Keys that need a session to be tried on. Some may have got one since.
     unasked: KeyQueue,
-    /// Keys that need a session to wait on. Some may have got one since.
-    pausing: KeyQueue,
+    /// Keys that need a session to wait on.
+    line: Line,
+    /// When places go from keys that have one to those that have none.
+    pass_on: Option<Instant>,
+    /// When that there are too few sessions was told last.
+    told_of_crowd: Option<Instant>,
     inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
@@ -203,6 +215,8 @@ pub(super) struct Core<R> {
 #[derive(Debug)]
 struct Closing<R> {
     callers: Vec<R>,
+    /// What those are told who want something.
+    reason: Error,
     /// What went wrong with it.
     error: Option<Error>,
 }
@@ -218,10 +232,22 @@ impl<R> Core<R> {
             shared: None,
             one_key_each: false,
             unasked: KeyQueue::default(),
-            pausing: KeyQueue::default(),
+            line: Line::default(),
+            pass_on: None,
+            told_of_crowd: None,
             inspections: Inspections::default(),
-            try_again: Backoff::new(TRY_AGAIN_AFTER, TRY_AGAIN_AFTER_MAX, seed),
-            open_again: Backoff::new(OPEN_AGAIN_AFTER, OPEN_AGAIN_AFTER_MAX, !seed),
+            try_again: Backoff::new(
+                TRY_AGAIN_AFTER,
+                TRY_AGAIN_AFTER_MAX,
+                TRY_AGAIN_LONGER_BY,
+                seed,
+            ),
+            open_again: Backoff::new(
+                OPEN_AGAIN_AFTER,
+                OPEN_AGAIN_AFTER_MAX,
+                OPEN_AGAIN_LONGER_BY,
+                !seed,
+            ),
             unreachable: None,
             last_session: 0,
             last_request: 0,
@@ -241,14 +267,15 @@ impl<R> Core<R> {
 
     /// What was counted until [`commands`](Self::commands) was asked last.
     pub(super) fn stats(&self) -> Stats {
-        Stats { sessions: self.sessions.len(), ..self.stats.clone() }
+        let (sessions, crowded_out) = (self.sessions.len(), self.crowded_out());
+        Stats { sessions, crowded_out, ..self.stats.clone() }
     }
 
     /// When to call [`tick`](Self::tick) at the latest.
     pub(super) fn next_tick(&self) -> Option<Instant> {
         let idle = self.sessions.values().filter(|seat| seat.is_idle());
         let idle = idle.map(|seat| seat.idle_since + IDLE_MAX).min();
-        [idle, self.try_again.due, self.open_again.due].into_iter().flatten().min()
+        [idle, self.try_again.due, self.open_again.due, self.pass_on].into_iter().flatten().min()
     }
 
     /// For how long no session is opened, after one that could not be.
@@ -276,8 +303,8 @@ impl<R> Core<R> {
         self.last_request += 1;
         let id = self.last_request;
         self.stats.requested();
-        if self.closing.is_some() {
-            self.reply(caller, Reply::Failed(closed()));
+        if let Some(why) = self.why_closed() {
+            self.reply(caller, Reply::Failed(why));
             return id;
         }
         let entry = self.keys.entry(lock.key).or_default();
@@ -304,12 +331,17 @@ impl<R> Core<R> {
     pub(super) fn give_up(&mut self, key: Key, request: RequestId, now: Instant) -> Option<Error> {
         let entry = self.keys.get_mut(&key)?;
         entry.queue.remove(request)?;
+        if !entry.queue.is_awaited() {
+            self.line.leave(key);
+        }
         self.stats.gave_up();
         let why = match entry.state {
             State::Unasked => self.unreachable.clone(),
             _ => None,
         };
         self.advance(key, now);
+        // A session may have been kept for it.
+        self.give_places(now);
         why
     }
 
@@ -354,7 +386,7 @@ impl<R> Core<R> {
         if one_key_each {
             self.one_key_each = true;
             self.shared = None;
-        } else if !self.one_key_each && (purpose == Purpose::ToTry || self.pausing_keys() == 0) {
+        } else if !self.one_key_each && (purpose == Purpose::ToTry || self.line.is_empty()) {
             // It may have been meant for a key that nobody wants any more.
             self.shared.get_or_insert(session);
         }
@@ -365,6 +397,11 @@ impl<R> Core<R> {
 
     /// A session has done what it was ordered to.
     pub(super) fn answered(&mut self, session: SessionId, key: Key, answer: Answer, now: Instant) {
+        let seat = self.sessions.get_mut(&session);
+        if seat.is_some_and(|seat| seat.superseded.take_if(|other| *other == key).is_some()) {
+            self.vacate(session, now);
+            return self.fill(session, now);
+        }
         let Some(entry) = self.keys.get_mut(&key) else { return };
         if entry.state.session() != Some(session) {
             return;
@@ -376,15 +413,22 @@ impl<R> Core<R> {
             }
             return;
         }
+        if let Some(seat) = self.sessions.get_mut(&session) {
+            seat.place = None;
+        }
         match (mem::replace(&mut entry.state, State::Unasked), answer) {
             (
                 State::Trying(_, mode) | State::Waiting(_, mode) | State::Withdrawing(_, mode),
                 Answer::Acquired,
             ) => {
                 entry.state = State::Held(Held::new(session, mode, now));
+                entry.queue.forget_lost_places();
                 self.stats.held += 1;
-                self.try_again.hurry(now);
+                if self.line.leave(key) {
+                    self.try_again.hurry(now);
+                }
                 self.advance(key, now);
+                self.give_places(now);
             }
             (State::Trying(..), Answer::NotAcquired) => {
                 entry.refuse_the_impatient(&mut self.commands);
@@ -417,7 +461,7 @@ impl<R> Core<R> {
         }
         if let Some(closing) = &mut self.closing {
             closing.error = closing.error.take().or(why);
-            return self.close(None);
+            return self.end(None, closed());
         }
         match (seat.stage, why) {
             (Stage::Opening(purpose), Some(error)) => self.unopened(purpose, error, now),
@@ -426,6 +470,7 @@ impl<R> Core<R> {
         }
         // Room for another one.
         self.serve(now);
+        self.give_places(now);
     }
 
     /// Time has passed.
@@ -442,30 +487,49 @@ impl<R> Core<R> {
             self.serve(now);
         }
         if self.try_again.is_due(now) {
-            for _ in 0..self.pausing.len().min(TRIED_AT_A_TIME) {
-                let Some(key) = self.next_pausing() else { break };
-                self.set(key, State::Unasked);
-                self.advance(key, now);
-            }
-            self.pause(now);
+            self.try_those_in_line(now);
+        }
+        if self.pass_on.take_if(|due| *due <= now).is_some() {
+            self.pass_places_on(now);
         }
     }
 
     /// Ends everything. The caller is told when no session is left.
-    pub(super) fn close(&mut self, caller: Option<R>) {
+    pub(super) fn close(&mut self, caller: R) {
+        self.end(Some(caller), closed());
+    }
+
+    /// Ends everything for this reason, without a chance to see what comes of it: whoever closes it later is
+    /// told of this error.
+    pub(super) fn abandon(&mut self, reason: Error, error: Error) {
+        self.end(None, reason);
+        if let Some(closing) = &mut self.closing {
+            closing.error.get_or_insert(error);
+        }
+    }
+
+    /// Why nothing can be had any more.
+    fn why_closed(&self) -> Option<Error> {
+        self.closing.as_ref().map(|closing| closing.reason.clone())
+    }
+
+    fn end(&mut self, caller: Option<R>, reason: Error) {
+        let begun = self.closing.take();
         let mut closing =
-            self.closing.take().unwrap_or(Closing { callers: Vec::new(), error: None });
+            begun.unwrap_or_else(|| Closing { callers: Vec::new(), reason, error: None });
         closing.callers.extend(caller);
         for (_, mut entry) in mem::take(&mut self.keys) {
-            entry.fail(&closed(), &mut self.commands);
+            entry.fail(&closing.reason, &mut self.commands);
             if let State::Releasing(_, caller) = entry.state {
                 closing.callers.extend(caller);
             }
         }
         for caller in self.inspections.drain() {
-            self.commands.push(Command::Reply(caller, Reply::NotDone(closed())));
+            let reason = closing.reason.clone();
+            self.commands.push(Command::Reply(caller, Reply::NotDone(reason)));
         }
-        self.close_attempts();
+        self.close_attempts(&closing.reason);
+        self.line.clear();
         (self.stats.held, self.stats.guards) = (0, 0);
         for (session, seat) in &mut self.sessions {
             if mem::replace(&mut seat.stage, Stage::Closing) != Stage::Closing {
@@ -480,14 +544,6 @@ impl<R> Core<R> {
             }
         }
         self.closing = Some(closing);
-    }
-
-    /// Ends everything, without a chance to see what comes of it: whoever closes it later is told why.
-    pub(super) fn abandon(&mut self, why: Error) {
-        self.close(None);
-        if let Some(closing) = &mut self.closing {
-            closing.error.get_or_insert(why);
-        }
     }
 }
 
@@ -505,7 +561,9 @@ impl<R> Core<R> {
     pub(super) fn overlooked(&self) -> Option<Key> {
         let could_go_on = |key: &Key, Entry { state, queue }: &Entry<R>| match state {
             State::Unasked => self.could_serve() && !self.is_deferred(*key),
-            State::Pausing => self.idle_session().is_some() || queue.has_impatient(),
+            State::Pausing => {
+                queue.has_impatient() || self.next_place().is_some_and(|(_, next)| next == *key)
+            }
             State::Waiting(_, mode) => {
                 queue.has_impatient() || queue.head().is_none_or(|head| head.mode != *mode)
             }
@@ -539,8 +597,12 @@ mod tests {
     use super::*;
 
     fn core(sessions: usize) -> Core<u32> {
-        let limits =
-            Limits { sessions, hand_overs: 64, hand_overs_for: Duration::from_millis(100) };
+        let limits = Limits {
+            sessions,
+            hand_overs: 64,
+            hand_overs_for: Duration::from_millis(100),
+            place_for: Duration::from_secs(1),
+        };
         Core::new(limits, 7)
     }
 
@@ -614,6 +676,69 @@ mod tests {
         }
         core.opened(2, false, now);
         assert!(matches!(core.commands()[..], [Command::Order(2, Order::Wait(_))]));
+    }
+
+    /// A core with one session, on which so many keys were found busy, and the time.
+    fn core_with_busy_keys(count: i64) -> (Core<u32>, Instant) {
+        let now = Instant::now();
+        let mut core = core(1);
+        for number in 0..count {
+            core.request(lock(number), Patience::Waits, 0, now);
+        }
+        core.opened(1, false, now);
+        core.commands();
+        for number in 0..count {
+            core.answered(1, lock(number).key, Answer::NotAcquired, now);
+        }
+        assert!(core.commands().is_empty());
+        (core, now)
+    }
+
+    /// Waits until keys are tried again, and says which.
+    fn tried_next(core: &mut Core<u32>, now: &mut Instant) -> Vec<Key> {
+        loop {
+            *now = core.next_tick().unwrap();
+            core.tick(*now);
+            let tried = core.commands().into_iter().filter_map(|command| match command {
+                Command::Order(1, Order::Try(lock)) => Some(lock.key),
+                _ => None,
+            });
+            let tried: Vec<_> = tried.collect();
+            if !tried.is_empty() {
+                return tried;
+            }
+        }
+    }
+
+    #[test]
+    fn all_keys_without_a_session_are_tried_within_a_pause() {
+        let (mut core, begun) = core_with_busy_keys(200);
+        let mut now = begun;
+        let mut tried = Vec::new();
+        while tried.len() < 200 {
+            // None of them is answered: others are tried all the same.
+            tried.extend(tried_next(&mut core, &mut now));
+        }
+        assert!(now - begun <= TRY_AGAIN_AFTER_MAX, "{:?}", now - begun);
+        tried.sort();
+        tried.dedup();
+        assert_eq!(tried.len(), 200);
+    }
+
+    #[test]
+    fn a_key_that_was_found_free_hurries_the_others() {
+        let (mut core, mut now) = core_with_busy_keys(2);
+        for _ in 0..30 {
+            for key in tried_next(&mut core, &mut now) {
+                core.answered(1, key, Answer::NotAcquired, now);
+            }
+        }
+        let tried = tried_next(&mut core, &mut now);
+        core.answered(1, tried[1], Answer::NotAcquired, now);
+        assert!(core.next_tick().unwrap() > now + TRY_AGAIN_AFTER);
+        core.answered(1, tried[0], Answer::Acquired, now);
+        core.commands();
+        assert_eq!(core.next_tick(), Some(now + TRY_AGAIN_AFTER));
     }
 
     #[test]

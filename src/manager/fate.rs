@@ -1,12 +1,13 @@
 //! What becomes of a session, for all who have guards on it.
 
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::timeout_at;
 
+use super::timeout_anywhere;
 use crate::error::{Error, ErrorKind};
 use crate::net::TellTale;
 use crate::session::{Clocks, now};
@@ -16,6 +17,8 @@ use crate::session::{Clocks, now};
 pub(super) struct Fate {
     state: Mutex<State>,
     ended: Notify,
+    /// Where the session lives: whoever has a guard may be elsewhere.
+    runtime: OnceLock<Handle>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +43,7 @@ struct Certain {
 impl Fate {
     /// The session stands.
     pub(super) fn begin(&self, tell_tale: Option<TellTale>, certain_until: Option<Instant>) {
+        self.runtime.get_or_init(Handle::current);
         self.state().tell_tale = tell_tale;
         self.renew(certain_until);
     }
@@ -84,7 +88,7 @@ impl Fate {
             match self.certain_until() {
                 None => ended.await,
                 // The session may be busy with a request that outlasts the lease: nobody else would tell.
-                Some(until) => _ = timeout_at(until.into(), ended).await,
+                Some(until) => _ = timeout_anywhere(until, ended, self.runtime.get()).await,
             }
         }
     }

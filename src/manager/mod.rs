@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{Timeout, timeout_at};
 
 use self::core::{Command, Core, Grant, Limits, Patience, Reply, RequestId, SessionId};
 use self::driver::{Driver, Message};
@@ -53,6 +53,8 @@ const SESSIONS_MAX: usize = 8;
 /// turn, if nothing else is said.
 const HAND_OVERS_MAX: u32 = 64;
 const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
+/// For how long a key has its place at the server at first, if others have none.
+const PLACE_FOR: Duration = Duration::from_millis(500);
 
 /// Any number of locks, shared by any number of tasks, on a handful of connections.
 ///
@@ -72,7 +74,8 @@ const HAND_OVERS_FOR: Duration = Duration::from_millis(100);
 /// same key again waits for itself.
 ///
 /// Its sessions live on the runtime on which the first lock was asked for, from wherever they are used: that
-/// has to go on running. When it ends, so does the manager, as if it were closed. So a manager that outlives
+/// has to go on running. While it does, the futures of the manager and of its guards may be polled anywhere,
+/// also where there is no runtime. When it ends, so does the manager, as if it were closed. So a manager that outlives
 /// its first runtime, such as a static one in the tests of a program, is one for each runtime instead.
 ///
 /// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes
@@ -113,9 +116,15 @@ impl LockManagerBuilder {
     ///
     /// One of them holds most of the locks. Each of the others waits for one key that is not free, and
     /// holds it afterwards, for as long as it is held. Keys for which no connection is left are tried every
-    /// 10 ms to 1 s, without a place in the server's queue: where other processes stand in it, they get their
-    /// turn later and less often. So allow one more than the number of keys for which this process waits and
-    /// which it then holds for long, such as leaderships.
+    /// 10 ms to 20 ms, without a place in the server's queue: where other processes always stand in it, a
+    /// key is never found free so. Therefore places go round: a connection that has only waited for 500 ms goes
+    /// to the key that has been without one for the longest time. A key whose place is taken again and again
+    /// has it for twice as long each time, up to 32 s, if that leaves a connection for others.
+    ///
+    /// A connection that holds a lock does not wait. So allow one more than the number of keys for which this
+    /// process waits and which it then holds for long, such as leaderships: if each holds one, what else is
+    /// not free is only tried, and two others that always want it leave it no turn. [`Stats::crowded_out`] says
+    /// how many keys have no connection.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.limits.sessions = sessions.max(1);
         self
@@ -152,6 +161,7 @@ impl LockManager {
             sessions: SESSIONS_MAX,
             hand_overs: HAND_OVERS_MAX,
             hand_overs_for: HAND_OVERS_FOR,
+            place_for: PLACE_FOR,
         };
         LockManagerBuilder { config, limits }
     }
@@ -353,7 +363,7 @@ impl LockManager {
             }
             let is_there = match until.filter(|_| patience == Patience::Waits) {
                 None => guard.is_there().await,
-                Some(until) => match timeout_at(until.into(), guard.is_there()).await {
+                Some(until) => match self.shared.timeout_at(until, guard.is_there()).await {
                     Ok(is_there) => is_there,
                     Err(_) => return Ok(None),
                 },
@@ -377,7 +387,7 @@ impl LockManager {
         let mut request = Request { shared: &self.shared, key, id: Some(id) };
         let told = match until.filter(|_| patience == Patience::Waits) {
             None => told.await,
-            Some(until) => match timeout_at(until.into(), &mut told).await {
+            Some(until) => match self.shared.timeout_at(until, &mut told).await {
                 Ok(told) => told,
                 Err(_) => match request.give_up() {
                     Some(why) => Ok(Told::Failed(why)),
@@ -478,6 +488,15 @@ struct Link {
     fate: Arc<Fate>,
 }
 
+/// What is left to do once the state is not locked any more.
+#[derive(Default)]
+struct Work {
+    drivers: Vec<Driver>,
+    replies: Vec<(oneshot::Sender<Told>, Told)>,
+    /// How many keys have no session, if that is to be told.
+    crowded_out: Option<usize>,
+}
+
 impl Shared {
     fn new(config: Config, limits: Limits) -> Self {
         // It only spreads retries.
@@ -502,8 +521,12 @@ impl Shared {
     ) -> T {
         let mut state = self.state();
         let result = tell(&mut state.core, now());
-        let (drivers, replies) = self.carry_out(&mut state);
+        let Work { drivers, replies, crowded_out } = self.carry_out(&mut state);
+        let sessions_max = state.core.limits().sessions;
         drop(state);
+        if let Some(keys) = crowded_out {
+            trace::crowded(keys, sessions_max);
+        }
         for driver in drivers {
             self.runtime().spawn(driver.drive(self.config.clone()));
         }
@@ -515,14 +538,11 @@ impl Shared {
     }
 
     /// Does what must be done in order. What may need the state again is left to do.
-    fn carry_out(
-        self: &Arc<Self>,
-        state: &mut State,
-    ) -> (Vec<Driver>, Vec<(oneshot::Sender<Told>, Told)>) {
-        let (mut drivers, mut replies) = (Vec::new(), Vec::new());
+    fn carry_out(self: &Arc<Self>, state: &mut State) -> Work {
+        let mut work = Work::default();
         for command in state.core.commands() {
             match command {
-                Command::Open(session) => drivers.push(self.open(session, state)),
+                Command::Open(session) => work.drivers.push(self.open(session, state)),
                 Command::Order(session, order) => {
                     if let Some(link) = state.sessions.get(&session) {
                         // A session that is over says so.
@@ -530,8 +550,9 @@ impl Shared {
                     }
                 }
                 Command::Reply(caller, reply) => {
-                    replies.push((caller, self.told(reply, state)));
+                    work.replies.push((caller, self.told(reply, state)));
                 }
+                Command::Crowded(keys) => work.crowded_out = Some(keys),
             }
         }
         let next_tick = state.core.next_tick();
@@ -540,7 +561,7 @@ impl Shared {
             state.next_tick = next_tick;
             self.rescheduled.notify_one();
         }
-        (drivers, replies)
+        work
     }
 
     fn told(self: &Arc<Self>, reply: Reply, state: &State) -> Told {
@@ -576,6 +597,12 @@ impl Shared {
         })
     }
 
+    /// Polls the future until then. The clock is that of the caller's runtime; if there is none, that of the
+    /// sessions'.
+    fn timeout_at<F: Future>(&self, until: Instant, future: F) -> Timeout<F> {
+        timeout_anywhere(until, future, self.runtime.get())
+    }
+
     /// A session is over. Says for how long none is opened, if so.
     fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
         self.state().sessions.remove(&id);
@@ -595,7 +622,7 @@ impl Shared {
 
     fn close(self: &Arc<Self>, caller: oneshot::Sender<Told>) {
         self.tell_of_the_close();
-        self.with(|core, _| core.close(Some(caller)));
+        self.with(|core, _| core.close(caller));
     }
 
     /// Tells those who have guards.
@@ -651,9 +678,24 @@ impl Clock {
 impl Drop for Clock {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.with(|core, _| core.abandon(no_answer()));
+            shared.with(|core, _| core.abandon(runtime_ended(), no_answer()));
         }
     }
+}
+
+/// As [`timeout_at`], also where no runtime is: by the clock of this one.
+fn timeout_anywhere<F: Future>(until: Instant, future: F, runtime: Option<&Handle>) -> Timeout<F> {
+    let is_elsewhere = Handle::try_current().is_err();
+    let _entered = runtime.filter(|_| is_elsewhere).map(Handle::enter);
+    timeout_at(until.into(), future)
+}
+
+fn runtime_ended() -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        "the runtime has ended on which the manager was first used, and its sessions with it; make a manager \
+         for each runtime, or one on a runtime that goes on",
+    )
 }
 
 fn no_answer() -> Error {

@@ -19,7 +19,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard, oneshot};
-use tokio::time::timeout_at;
 
 use super::core::Patience;
 use super::guard::{self, Guard};
@@ -182,7 +181,7 @@ impl LockManager {
         let turn = self.shared.turn_of_sets.lock();
         match until {
             None => Some(turn.await),
-            Some(until) => timeout_at(until.into(), turn).await.ok(),
+            Some(until) => self.shared.timeout_at(until, turn).await.ok(),
         }
     }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,12 @@ const TURNS: u32 = 4;
 const STRANGERS: u64 = 3;
 const INSPECTORS: u64 = 4;
 const MS: Duration = Duration::from_millis(1);
-/// By when everybody has to be served. None of 20,000 seeds takes a third of it.
-const LATEST: Duration = Duration::from_secs(10);
+/// For how long somebody keeps a key, in some worlds.
+const LONG_MS: u64 = 4_000;
+/// By when everybody has to be served. None of 20,000 seeds takes two thirds of it.
+const LATEST: Duration = Duration::from_secs(60);
+/// How often a key has its place for longer than the time before.
+const PLACE_DOUBLES: u32 = 6;
 
 #[test]
 fn guards_and_server_agree_and_everybody_is_served() {
@@ -119,6 +124,9 @@ impl Default for Seen {
             "not opened",
             "readers together",
             "paused",
+            "crowded",
+            "passed on",
+            "shared one waits",
             "probed",
             "inspected",
             "not inspected",
@@ -289,6 +297,7 @@ struct Task {
     turns_left: u32,
     /// This lock, or any one.
     wants: Option<(RequestId, Option<LockId>)>,
+    waits: bool,
     guard: Option<(SessionId, LockId)>,
 }
 
@@ -342,14 +351,22 @@ struct World {
     now: Instant,
     begun: Instant,
     events: BTreeMap<(Instant, u64), Event>,
+    /// The next time of the core's clock among them.
+    next_tick: Option<Instant>,
     scheduled: u64,
     server: Server,
     sessions: BTreeMap<SessionId, Session>,
     told_to_close: BTreeSet<SessionId>,
+    /// Those on which a key was tried.
+    tried_on: BTreeSet<SessionId>,
     sessions_max: usize,
     one_key_each: bool,
     tasks: Vec<Task>,
     strangers: Vec<(u32, Option<Key>)>,
+    /// How long they keep a key at most.
+    strangers_keep_ms: u64,
+    /// Since when, and since which step, keys are known to be busy and wanted, and have no session.
+    crowded_out: BTreeMap<Key, (Instant, u64)>,
     /// What each wants to know.
     inspectors: Vec<Option<RequestId>>,
     /// The last request that was granted of each key.
@@ -374,8 +391,10 @@ impl World {
             sessions: sessions_max,
             hand_overs: u32::try_from(random.up_to(4)).unwrap(),
             hand_overs_for: MS * u32::try_from(random.up_to(100)).unwrap(),
+            place_for: MS * u32::try_from(1 + random.up_to(10)).unwrap(),
         };
         let one_key_each = random.one_in(4);
+        let strangers_keep_ms = if random.one_in(8) { LONG_MS } else { 100 };
         let now = Instant::now();
         let mut world = Self {
             defect,
@@ -384,14 +403,18 @@ impl World {
             now,
             begun: now,
             events: BTreeMap::new(),
+            next_tick: None,
             scheduled: 0,
             server: Server::default(),
             sessions: BTreeMap::new(),
             told_to_close: BTreeSet::new(),
+            tried_on: BTreeSet::new(),
             sessions_max,
             one_key_each,
             tasks: Vec::new(),
             strangers: vec![(TURNS, None); usize::try_from(STRANGERS).unwrap()],
+            strangers_keep_ms,
+            crowded_out: BTreeMap::new(),
             inspectors: vec![None; usize::try_from(INSPECTORS).unwrap()],
             granted: BTreeMap::new(),
             cohorts: BTreeMap::new(),
@@ -405,7 +428,7 @@ impl World {
             random,
         };
         for task in 0..TASKS {
-            world.tasks.push(Task { turns_left: TURNS, wants: None, guard: None });
+            world.tasks.push(Task { turns_left: TURNS, wants: None, waits: false, guard: None });
             world.after(200, Event::Task(task));
         }
         for stranger in 0..STRANGERS {
@@ -440,11 +463,20 @@ impl World {
             }
             self.check()?;
             self.check_stats()?;
-            if let Some(next) = self.core.next_tick().filter(|_| !self.has(Defect::Oversleeps)) {
-                self.at(next, Event::Tick);
-            }
+            self.set_the_clock();
         }
         self.check_end()
+    }
+
+    fn set_the_clock(&mut self) {
+        if self.has(Defect::Oversleeps) {
+            return;
+        }
+        let earlier = |next: &Instant| self.next_tick.is_none_or(|set| *next < set);
+        if let Some(next) = self.core.next_tick().filter(earlier) {
+            self.next_tick = Some(next);
+            self.at(next, Event::Tick);
+        }
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
@@ -475,7 +507,10 @@ impl World {
                 }
             }
             Event::Withdrawn(session, number) => self.withdrawn(session, number),
-            Event::Tick => self.core.tick(self.now),
+            Event::Tick => {
+                self.next_tick = None;
+                self.core.tick(self.now);
+            }
         }
         Ok(())
     }
@@ -505,6 +540,10 @@ impl World {
             let lock = LockId { key, mode };
             let request = self.core.request(lock, patience, number, now);
             task.wants = Some((request, Some(lock)));
+            task.waits = patience == Patience::Waits;
+            if self.one_key_each {
+                self.crowded_out.entry(key).or_insert((now, self.step));
+            }
         }
         let Some((request, _)) = task.wants else { return };
         if self.random.one_in(4) {
@@ -546,7 +585,7 @@ impl World {
         } else {
             return;
         }
-        self.after(100, Event::Stranger(number));
+        self.after(self.strangers_keep_ms, Event::Stranger(number));
     }
 
     fn inspector_goes_on(&mut self, number: u64) {
@@ -573,6 +612,8 @@ impl World {
             self.sessions.remove(&id);
             self.core.ended(id, (!closes).then(unreachable), self.now);
             self.counted.connect_failures += u64::from(!closes);
+            // Where nobody can connect, nobody can be given a session in time.
+            self.crowded_out.values_mut().for_each(|(since, _)| *since = self.now);
             return;
         }
         self.counted.connects += 1;
@@ -654,6 +695,7 @@ impl World {
 
     fn begin(&mut self, id: SessionId, number: u64) -> Result<(), String> {
         let fails = self.random.one_in(50);
+        let one_key_each = self.one_key_each;
         let [takes_busy, keeps_released] =
             [Defect::TakesBusyForAcquired, Defect::KeepsReleased].map(|defect| self.has(defect));
         let Some(session) = self.doing(id, number).filter(|session| !session.answering) else {
@@ -667,6 +709,7 @@ impl World {
                 self.take_one(party, choice.as_deref().ok_or("nothing was chosen")?)?
             }
             Some(Order::Try(lock)) => {
+                self.tried_on.insert(id);
                 if self.server.holds(party, lock.key) {
                     return Err(format!("session {id} tries what it holds: {lock:?}"));
                 }
@@ -680,7 +723,8 @@ impl World {
                 Outcome::Released
             }
             Some(Order::Wait(lock)) => {
-                self.seen.note("waited");
+                let was_shared = !one_key_each && self.tried_on.contains(&id);
+                self.seen.note(if was_shared { "shared one waits" } else { "waited" });
                 if self.server.held_by(party) > 0 {
                     return Err(format!("session {id} waits while it holds something"));
                 }
@@ -724,7 +768,7 @@ impl World {
     fn granted_at_server(&mut self, party: Party, _: Key) {
         match party {
             Party::Session(id) => self.answer_later(id, Outcome::Acquired),
-            Party::Stranger(number) => self.after(100, Event::Stranger(number)),
+            Party::Stranger(number) => self.after(self.strangers_keep_ms, Event::Stranger(number)),
         }
     }
 
@@ -760,8 +804,9 @@ impl World {
             self.go_on_with(id);
             return if outcome == Outcome::Failed { vec![attempt] } else { Vec::new() };
         }
+        let order = session.doing.take();
         let Some(Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) | Order::Probe(lock)) =
-            session.doing.take()
+            order
         else {
             return Vec::new();
         };
@@ -781,6 +826,10 @@ impl World {
             wanted.filter(|(_, wanted)| wanted.is_some_and(|wanted| wanted.key == lock.key));
         let failed = of_key.filter(|_| outcome == Outcome::Failed).map(|(request, _)| request);
         let failed = failed.collect();
+        // Who has given up a place is in line once it has been tried again.
+        if self.one_key_each || matches!(order, Some(Order::Try(_))) {
+            self.note_crowded_out(lock.key, outcome);
+        }
         self.core.answered(id, lock.key, answer, self.now);
         self.go_on_with(id);
         failed
@@ -799,6 +848,52 @@ impl World {
             _ => Ok(None),
         };
         self.core.answered_any(id, attempt, answer, self.now);
+    }
+
+    /// A key may need a session to wait on, from now on.
+    fn note_crowded_out(&mut self, key: Key, outcome: Outcome) {
+        match outcome {
+            Outcome::NotAcquired if self.is_awaited(key) => {
+                self.crowded_out.entry(key).or_insert((self.now, self.step));
+            }
+            Outcome::Probed(_) => {}
+            _ => _ = self.crowded_out.remove(&key),
+        }
+    }
+
+    fn is_awaited(&self, key: Key) -> bool {
+        let waiting = self.tasks.iter().filter(|task| task.waits);
+        let mut wanted = waiting.filter_map(|task| task.wants?.1);
+        wanted.any(|wanted| wanted.key == key)
+    }
+
+    /// Whether a session has anything to do with a key.
+    fn is_served(&self, key: Key) -> bool {
+        let sessions = self.sessions.values();
+        let mut orders = sessions.flat_map(|session| session.orders.iter().chain(&session.doing));
+        let holders = self.server.holders.get(&key);
+        let mut holders = holders.into_iter().flat_map(BTreeMap::keys);
+        orders.any(|order| key_of(order) == Some(key))
+            || holders.any(|holder| matches!(holder, Party::Session(_)))
+    }
+
+    /// A session waits for a key: for none that has to stand back behind others.
+    fn check_turn(&mut self, id: SessionId, key: Key) -> Result<(), String> {
+        let entered = self.crowded_out.remove(&key);
+        if self.one_key_each {
+            return Ok(());
+        }
+        let Some((_, entered)) = entered else {
+            return Err(format!("session {id} waits for {key}, which is not known to be busy"));
+        };
+        let sessions = self.sessions.values();
+        let orders = sessions.flat_map(|session| session.orders.iter().chain(&session.doing));
+        let tried: Vec<_> = orders.filter_map(key_of).collect();
+        let is_first = |(_, (_, other)): &(&Key, &(Instant, u64))| *other < entered;
+        match self.crowded_out.iter().filter(is_first).find(|(other, _)| !tried.contains(other)) {
+            Some((other, _)) => Err(format!("session {id} waits for {key} before {other}")),
+            None => Ok(()),
+        }
     }
 
     fn begin_cohort(&mut self, key: Key) {
@@ -832,6 +927,12 @@ impl World {
                             self.seen.note("paused");
                         }
                         self.counted.cancels += u64::from(order == Order::Withdraw);
+                        if let Order::Wait(lock) = order {
+                            self.check_turn(id, lock.key)?;
+                        }
+                        if let (Some(Event::Tick), Order::Withdraw) = (&self.happening, order) {
+                            self.seen.note("passed on");
+                        }
                         if order == Order::Close {
                             self.told_to_close.insert(id);
                         }
@@ -847,6 +948,7 @@ impl World {
                         }
                     }
                     Command::Reply(number, reply) => self.reply(number, &reply)?,
+                    Command::Crowded(_) => self.seen.note("crowded"),
                 }
             }
         }
@@ -937,6 +1039,7 @@ impl World {
     }
 
     fn check(&mut self) -> Result<(), String> {
+        self.check_crowded_out()?;
         if let Some(key) = self.core.overlooked() {
             return Err(format!("key {key} is overlooked"));
         }
@@ -971,6 +1074,27 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whether those who have no session get one in time.
+    fn check_crowded_out(&mut self) -> Result<(), String> {
+        if self.crowded_out.is_empty() {
+            return Ok(());
+        }
+        let mut crowded_out = mem::take(&mut self.crowded_out);
+        crowded_out
+            .retain(|key, _| self.is_awaited(*key) && !(self.one_key_each && self.is_served(*key)));
+        self.crowded_out = crowded_out;
+        if self.sessions_max == 1 && !self.one_key_each {
+            return Ok(());
+        }
+        let turn = self.limits.place_for * ((1 << PLACE_DOUBLES) + 1);
+        let latest = turn * u32::try_from(self.keys).unwrap() + MS * 2_000;
+        let late = |(_, (since, _)): &(&Key, &(Instant, u64))| self.now - *since > latest;
+        match self.crowded_out.iter().find(late) {
+            Some((key, _)) => Err(format!("key {key} has no session for {latest:?}")),
+            None => Ok(()),
+        }
     }
 
     /// Whether the core counts what happens.
@@ -1063,6 +1187,14 @@ impl World {
     }
 }
 
+/// What a session is to try, to wait for or to unlock.
+fn key_of(order: &Order) -> Option<Key> {
+    match order {
+        Order::Try(lock) | Order::Wait(lock) | Order::Unlock(lock) => Some(lock.key),
+        _ => None,
+    }
+}
+
 /// Any one of so many keys.
 fn all_of(keys: i32) -> Choice {
     Choice { class: 0, objects: (0..keys).collect(), unless_taken: None }
@@ -1105,7 +1237,12 @@ impl Random {
 #[test]
 fn a_session_whose_key_nobody_wants_any_more_is_there_for_others() {
     let now = Instant::now();
-    let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+    let limits = Limits {
+        sessions: 2,
+        hand_overs: 0,
+        hand_overs_for: Duration::ZERO,
+        place_for: Duration::ZERO,
+    };
     let mut core = Core::new(limits, 1);
     let lock = LockId { key: Key::bigint(1), mode: Mode::Exclusive };
     let request = core.request(lock, Patience::Waits, 1, now);

@@ -11,7 +11,7 @@ const BOUNDS: usize = 27;
 /// What a [`LockManager`](crate::LockManager) has, and what it has done: the answer of
 /// [`LockManager::stats`](crate::LockManager::stats).
 ///
-/// The first four say how things are at the moment. The others have been counted since the manager was made,
+/// The first five say how things are at the moment. The others have been counted since the manager was made,
 /// and never go down.
 ///
 /// Every request is waiting, or was granted, or was answered that the lock is busy, or failed, or was given
@@ -40,6 +40,10 @@ pub struct Stats {
     pub guards: usize,
     /// Requests that have not been answered.
     pub waiting: u64,
+    /// Keys that requests wait for without a session that could wait for them at the server: there are too
+    /// few, or none can be had at the moment. If this stays above 0, allow more by
+    /// [`max_sessions`](crate::LockManagerBuilder::max_sessions).
+    pub crowded_out: usize,
 
     /// Requests for a lock.
     pub requests: u64,

@@ -1,11 +1,12 @@
 //! Many locks and tasks on few sessions: [`LockManager`], on real servers.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode};
 use pglock_test_cluster::{
@@ -292,6 +293,121 @@ async fn keys_beyond_the_sessions_are_acquired_too() {
     }
 }
 
+/// A key that others always wait for is never free when it is tried.
+#[tokio::test]
+async fn keys_without_a_session_get_a_place_in_the_servers_queue_by_turns() {
+    let mut stage = Stage::new();
+    let (bob, carol) = (stage.manager("bob"), stage.manager("carol"));
+    let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let keys = [Key::pair(7_010, 1), Key::pair(7_010, 2)];
+    let mut guards = Vec::new();
+    let mut waits = JoinSet::new();
+    for key in keys {
+        guards.push(soon(bob.lock(key)).await.unwrap());
+        let carol = carol.clone();
+        waits.spawn(async move { carol.lock(key).await.map(drop) });
+    }
+    eventually("carol waits", PATIENCE, || stage.locks().len() == 4).await;
+    for key in keys {
+        let alice = alice.clone();
+        waits.spawn(async move { alice.lock(key).await.map(drop) });
+    }
+    eventually("a key has no session", PATIENCE, || alice.stats().crowded_out == 1).await;
+    // One after the other, and again.
+    for key in keys.iter().cycle().take(4) {
+        let what = format!("alice waits for {key}");
+        eventually(&what, PATIENCE, || stage.waits_for(*key) == "2").await;
+    }
+    drop(guards);
+    while let Some(got) = soon(waits.join_next()).await {
+        got.unwrap().unwrap();
+    }
+    assert_eq!(alice.stats().crowded_out, 0);
+}
+
+/// The session that tries keys is not needed for that alone, if another one holds something.
+#[tokio::test]
+async fn each_session_that_holds_nothing_may_wait() {
+    let mut stage = Stage::new();
+    let bob = stage.manager("bob");
+    let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let [first, second, third] = [1, 2, 3].map(|object| Key::pair(7_011, object));
+    let busy = soon(bob.lock(first)).await.unwrap();
+    let wait = |key| {
+        let alice = alice.clone();
+        tokio::spawn(async move { alice.lock(key).await })
+    };
+    let waiting = wait(first);
+    stage.until(&["alice awaits exclusive (7011, 1)", "bob holds exclusive (7011, 1)"]).await;
+    drop(busy);
+    let held = soon(waiting).await.unwrap().unwrap();
+
+    let busy = soon(bob.lock(second)).await.unwrap();
+    let waiting = wait(second);
+    let expected = [
+        "alice awaits exclusive (7011, 2)",
+        "alice holds exclusive (7011, 1)",
+        "bob holds exclusive (7011, 2)",
+    ];
+    stage.until(&expected).await;
+    // Keys are tried all the same, on the session that holds one.
+    drop(soon(alice.try_lock(third)).await.unwrap().unwrap());
+    assert!(soon(alice.try_lock(second)).await.unwrap().is_none());
+    stage.until(&expected).await;
+    drop(busy);
+    drop((held, soon(waiting).await.unwrap().unwrap()));
+    stage.until(&[]).await;
+}
+
+/// Many keys are tried and released by one query, which somebody else ends at the server.
+#[tokio::test]
+async fn queries_for_many_keys_that_are_ended_from_outside_leave_nothing_behind() {
+    const ENDED: usize = 5;
+    const KEYS: i32 = 500;
+    const QUERY: &str = "/* pglock manager */ SELECT ARRAY";
+    let cluster = Settings::new().start();
+    let mut stage = Stage::on(&cluster);
+    let alice = stage.manager("alice");
+    let kept = soon(alice.lock(stage.key())).await.unwrap();
+    let process = stage.pid("alice");
+    // The log names the statement of each error.
+    let ended = || cluster.log().lines().filter(|line| line.contains(QUERY)).count();
+    let tries = async {
+        while ended() < ENDED {
+            let mut tried = JoinSet::new();
+            for object in 0..KEYS {
+                let alice = alice.clone();
+                tried.spawn(async move { alice.try_lock((7_013, object)).await });
+            }
+            for result in tried.join_all().await {
+                // The calls are made one by one then, of which each may be ended as well.
+                if let Err(error) = result {
+                    assert_eq!(error.sqlstate(), Some("57014"), "{error}");
+                }
+            }
+        }
+    };
+    let mut look = cluster.raw();
+    let ends = async {
+        loop {
+            look.value(&format!("SELECT pg_cancel_backend({process})"));
+            // What was ended is settled meanwhile, and that is not always to be ended as well.
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon(async {
+        tokio::select! {
+            () = tries => {}
+            () = ends => {}
+        }
+    })
+    .await;
+    stage.until(&["alice holds exclusive"]).await;
+    assert_eq!(stage.pid("alice"), process);
+    assert_eq!((alice.stats().held, alice.stats().guards), (1, 1));
+    soon(kept.unlock()).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_end_of_a_session_is_told_to_its_guards_only() {
     let mut stage = Stage::new();
@@ -429,7 +545,44 @@ fn guards_know_when_the_runtime_has_ended() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(soon(alice.lock(stage.key()))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(error.to_string().contains("the runtime has ended"), "{error}");
+    let error = runtime.block_on(soon(alice.inspect(stage.key()))).unwrap_err();
+    assert!(error.to_string().contains("the runtime has ended"), "{error}");
     runtime.block_on(stage.until(&[]));
+}
+
+/// What has a time limit needs a clock.
+#[test]
+fn guards_and_waits_can_be_polled_where_there_is_no_runtime() {
+    let mut stage = Stage::new();
+    let mut config = stage.config("alice");
+    if stage.major_version() >= ENDS_SILENT_SESSIONS {
+        config.lease(Duration::from_secs(20));
+    }
+    let alice = LockManager::new(config);
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let guard = runtime.block_on(soon(alice.lock(stage.key()))).unwrap();
+    assert!(poll_here(alice.lock_timeout(stage.key(), SHORT)).unwrap().is_none());
+    let other = poll_here(alice.lock_timeout((7_012, 1), PATIENCE)).unwrap().unwrap();
+    poll_here(other.unlock()).unwrap();
+    assert_eq!(poll_here(guard.hold(async { 7 })).unwrap(), 7);
+    let mut lost = pin!(guard.lost());
+    assert!(lost.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    stage.terminate("alice");
+    assert!(poll_here(lost).is_lost());
+}
+
+/// What a future comes to that is polled on this thread, without a runtime.
+fn poll_here<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let latest = Instant::now() + PATIENCE;
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => assert!(Instant::now() < latest, "still pending"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[tokio::test]

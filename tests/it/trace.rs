@@ -5,8 +5,9 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pglock::{Config, Lock, LockManager};
+use pglock::{Config, Key, Lock, LockManager};
 use pglock_test_cluster::{Cluster, Proxy, Settings, Shutdown, Traffic, eventually, role};
+use tokio::task::JoinSet;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{DefaultGuard, Subscriber, set_default};
@@ -197,6 +198,34 @@ async fn attempts_to_connect_again_are_told_of() {
     }
     cluster.start();
     drop(soon(waiting).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn too_few_sessions_are_told_of_once() {
+    let stage = Stage::new();
+    let told = Told::listen();
+    let bob = stage.manager("bob");
+    let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let mut waits = JoinSet::new();
+    let mut guards = Vec::new();
+    for object in 0..4 {
+        let key = Key::pair(7_020, object);
+        guards.push(soon(bob.lock(key)).await.unwrap());
+        let alice = alice.clone();
+        waits.spawn(async move { alice.lock(key).await.map(drop) });
+    }
+    let message = "keys have no session";
+    eventually("it is told", PATIENCE, || !told.of(message).is_empty()).await;
+    // Each time that a key leaves its place, one of the others has it.
+    eventually("places go round", PATIENCE, || alice.stats().cancels >= 3).await;
+    let (level, crowded) = told.one(message);
+    assert_eq!(level, Level::WARN);
+    let system = ("db.system.name", "postgresql");
+    assert_eq!(fields(&crowded), [system, ("pglock.keys", "3"), ("pglock.sessions.max", "2")]);
+    drop(guards);
+    while let Some(got) = soon(waits.join_next()).await {
+        got.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

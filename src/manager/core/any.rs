@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::entry::{Held, State};
-use super::{Command, Core, Grant, Order, Reply, RequestId, SessionId, closed};
+use super::{Command, Core, Grant, Order, Reply, RequestId, SessionId};
 use crate::error::{Error, Result};
 use crate::key::{Key, Mode};
 use crate::session::{Choice, LockId};
@@ -69,8 +69,8 @@ impl<R> Core<R> {
         self.last_request += 1;
         let id = self.last_request;
         self.stats.requested();
-        if self.closing.is_some() {
-            self.reply(caller, Reply::Failed(closed()));
+        if let Some(why) = self.why_closed() {
+            self.reply(caller, Reply::Failed(why));
             return id;
         }
         let attempt = Attempt {
@@ -175,8 +175,10 @@ impl<R> Core<R> {
                 if let Some(caller) = caller {
                     self.reply(caller, Reply::Done);
                 }
-                self.vacate(other, now);
-                self.fill(other, now);
+                // That session is not free before its own answer is there.
+                if let Some(seat) = self.sessions.get_mut(&other) {
+                    seat.superseded = Some(lock.key);
+                }
             }
             // That session is lost, then.
             State::Held(before) => self.stats.lost(before.guards),
@@ -266,10 +268,10 @@ impl<R> Core<R> {
     }
 
     /// Everything is being ended.
-    pub(super) fn close_attempts(&mut self) {
+    pub(super) fn close_attempts(&mut self, why: &Error) {
         for (_, attempt) in mem::take(&mut self.attempts) {
             if let Some(caller) = attempt.caller {
-                self.commands.push(Command::Reply(caller, Reply::Failed(closed())));
+                self.commands.push(Command::Reply(caller, Reply::Failed(why.clone())));
             }
         }
     }
@@ -287,7 +289,12 @@ mod tests {
     #[test]
     fn a_lock_that_another_session_has_by_now_is_not_counted_twice() {
         let now = Instant::now();
-        let limits = Limits { sessions: 2, hand_overs: 0, hand_overs_for: Duration::ZERO };
+        let limits = Limits {
+            sessions: 2,
+            hand_overs: 0,
+            hand_overs_for: Duration::ZERO,
+            place_for: Duration::ZERO,
+        };
         let mut core = Core::new(limits, 1);
         let choice = Choice { class: 7, objects: vec![1], unless_taken: None };
         let (first, second) =

@@ -33,6 +33,7 @@ impl Stats {
             Command::Order(_, Order::Withdraw) => self.cancels += 1,
             Command::Reply(_, Reply::Done | Reply::Inspected(_) | Reply::NotDone(_))
             | Command::Open(_)
+            | Command::Crowded(_)
             | Command::Order(..) => return,
         }
         if !matches!(command, Command::Order(..)) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::time::Instant;
 
-use super::{Core, Order, Reply, RequestId, SessionId, closed};
+use super::{Core, Order, Reply, RequestId, SessionId};
 use crate::error::{Error, Result};
 use crate::holders::Holders;
 use crate::key::Key;
@@ -34,8 +34,8 @@ impl<R> Core<R> {
     pub(in crate::manager) fn inspect(&mut self, key: Key, caller: R, now: Instant) -> RequestId {
         self.last_request += 1;
         let id = self.last_request;
-        if self.closing.is_some() {
-            self.reply(caller, Reply::NotDone(closed()));
+        if let Some(why) = self.why_closed() {
+            self.reply(caller, Reply::NotDone(why));
             return id;
         }
         self.inspections.waiting.push_back(Inspection { id, key, asked_again: false, caller });

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::entry::{Entry, State};
+use super::entry::State;
 use super::{Core, Order, SessionId};
 use crate::key::Key;
 use crate::session::LockId;
@@ -13,7 +13,7 @@ impl<R> Core<R> {
         let Some(entry) = self.keys.get_mut(&key) else { return };
         match &mut entry.state {
             State::Unasked | State::Pausing if entry.queue.is_empty() => {
-                self.keys.remove(&key);
+                self.forget(key);
             }
             State::Unasked => self.ask(key, now),
             State::Waiting(session, mode) => {
@@ -41,11 +41,12 @@ impl<R> Core<R> {
     fn ask(&mut self, key: Key, now: Instant) {
         let Some(session) = self.session_for_trying() else {
             self.unasked.push_back(key);
+            self.keep_places_going(now);
             self.open_for_trying(now);
             if let (Some(why), Some(entry)) = (self.hindrance(), self.keys.get_mut(&key)) {
                 entry.fail_the_impatient(&why, &mut self.commands);
                 if entry.queue.is_empty() {
-                    self.keys.remove(&key);
+                    self.forget(key);
                 }
             }
             return;
@@ -60,44 +61,6 @@ impl<R> Core<R> {
         self.order(session, Order::Try(LockId { key, mode }));
     }
 
-    /// Waits for a key that turned out to be busy when it was tried on this session.
-    pub(super) fn wait(&mut self, tried_on: SessionId, key: Key, now: Instant) {
-        let Some(entry) = self.keys.get_mut(&key) else { return };
-        let Some(mode) = entry.queue.head().map(|head| head.mode) else {
-            return self.leave(tried_on, key, now);
-        };
-        if self.one_key_each {
-            entry.state = State::Waiting(tried_on, mode);
-            return self.order(tried_on, Order::Wait(LockId { key, mode }));
-        }
-        entry.state = State::Pausing;
-        self.vacate(tried_on, now);
-        if let Some(session) = self.idle_session() {
-            return self.wait_on(session, key);
-        }
-        // It is tried again until there is a session, which may take a while to open.
-        self.pausing.push_back(key);
-        self.pause(now);
-        self.open_for_waiting(now);
-    }
-
-    /// Has an idle session wait for a key.
-    pub(super) fn wait_on(&mut self, session: SessionId, key: Key) {
-        let Some(entry) = self.keys.get_mut(&key) else { return };
-        let Some(mode) = entry.queue.head().map(|head| head.mode) else { return };
-        entry.state = State::Waiting(session, mode);
-        self.occupy(session);
-        self.order(session, Order::Wait(LockId { key, mode }));
-    }
-
-    /// Ends a wait that nobody wants, or not in this mode.
-    fn withdraw(&mut self, session: SessionId, lock: LockId) {
-        if self.is_open(session) {
-            self.set(lock.key, State::Withdrawing(session, lock.mode));
-            self.order(session, Order::Withdraw);
-        }
-    }
-
     /// A session has nothing to do with a key any more.
     pub(super) fn leave(&mut self, session: SessionId, key: Key, now: Instant) {
         self.vacate(session, now);
@@ -106,28 +69,15 @@ impl<R> Core<R> {
         self.advance(key, now);
     }
 
+    /// Nobody wants a key.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.keys.remove(&key);
+        self.line.leave(key);
+    }
+
     pub(super) fn set(&mut self, key: Key, state: State<R>) {
         if let Some(entry) = self.keys.get_mut(&key) {
             entry.state = state;
-        }
-    }
-
-    /// The next key that needs a session to wait on.
-    pub(super) fn next_pausing(&mut self) -> Option<Key> {
-        loop {
-            let key = self.pausing.pop_front()?;
-            if matches!(self.keys.get(&key), Some(Entry { state: State::Pausing, .. })) {
-                return Some(key);
-            }
-        }
-    }
-
-    /// Sees to it that keys that found no session to wait on are tried again.
-    pub(super) fn pause(&mut self, now: Instant) {
-        if self.pausing.is_empty() {
-            self.try_again.reset();
-        } else {
-            self.try_again.put_off(now);
         }
     }
 }

@@ -29,11 +29,18 @@ struct Requests<R> {
     all: VecDeque<Request<R>>,
     /// How many of them do not wait. They are answered soon, and so are near the end.
     impatient: usize,
+    /// How often the key's place at the server was given to another key since it was held.
+    places_lost: u32,
 }
 
 impl<R> Queue<R> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_none()
+    }
+
+    /// Whether there is somebody who waits.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.0.as_ref().is_some_and(|requests| requests.impatient < requests.all.len())
     }
 
     pub(super) fn head(&self) -> Option<&Request<R>> {
@@ -83,6 +90,24 @@ impl<R> Queue<R> {
         }
     }
 
+    pub(super) fn places_lost(&self) -> u32 {
+        self.0.as_ref().map_or(0, |requests| requests.places_lost)
+    }
+
+    /// The key's place at the server is for another key.
+    pub(super) fn lose_place(&mut self) {
+        if let Some(requests) = &mut self.0 {
+            requests.places_lost = requests.places_lost.saturating_add(1);
+        }
+    }
+
+    /// The key's turn has come.
+    pub(super) fn forget_lost_places(&mut self) {
+        if let Some(requests) = &mut self.0 {
+            requests.places_lost = 0;
+        }
+    }
+
     fn take(&mut self, at: usize) -> Option<Request<R>> {
         let requests = self.0.as_mut()?;
         let request = requests.all.remove(at)?;
@@ -109,7 +134,7 @@ impl<R> Default for Queue<R> {
 
 impl<R> Default for Requests<R> {
     fn default() -> Self {
-        Self { all: VecDeque::new(), impatient: 0 }
+        Self { all: VecDeque::new(), impatient: 0, places_lost: 0 }
     }
 }
 

@@ -4,6 +4,7 @@ use std::mem;
 use std::time::Instant;
 
 use super::entry::{Entry, State};
+use super::places::Place;
 use super::{Command, Core, Order, Reply, SessionId};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -15,6 +16,10 @@ pub(super) struct Seat {
     /// How many keys are tried, waited for, held or released on it.
     pub(super) keys: usize,
     pub(super) idle_since: Instant,
+    /// While it waits.
+    pub(super) place: Option<Place>,
+    /// A key that it is still releasing, as far as is known, while another session has it by now.
+    pub(super) superseded: Option<Key>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +40,15 @@ pub(super) enum Purpose {
 impl<R> Core<R> {
     pub(super) fn session_for_trying(&self) -> Option<SessionId> {
         if self.one_key_each {
-            return self.idle_session();
+            return self.idle_sessions().next();
         }
         self.shared.filter(|shared| self.is_open(*shared))
     }
 
-    /// A session that may wait: it is open, and holds nothing.
-    pub(super) fn idle_session(&self) -> Option<SessionId> {
-        let mut idle = self.sessions.iter().filter(|(_, seat)| seat.is_idle());
-        idle.find(|(session, _)| self.shared != Some(**session)).map(|(session, _)| *session)
+    /// The sessions that are open, hold nothing, and do not wait: without the shared one.
+    pub(super) fn idle_sessions(&self) -> impl Iterator<Item = SessionId> {
+        let idle = self.sessions.iter().filter(|(_, seat)| seat.is_idle());
+        idle.map(|(session, _)| *session).filter(|session| self.shared != Some(*session))
     }
 
     pub(super) fn is_open(&self, session: SessionId) -> bool {
@@ -66,24 +71,17 @@ impl<R> Core<R> {
         }
     }
 
-    /// Opens a session for the keys that pause, if there are more of them than are being opened.
+    /// Opens a session for the keys in line, if there are more of them than are being opened.
     pub(super) fn open_for_waiting(&mut self, now: Instant) {
-        if self.opening(Purpose::ToWait) < self.pausing_keys() && self.may_open(now) {
+        if self.opening(Purpose::ToWait) < self.line.len() && self.may_open(now) {
             self.open(Purpose::ToWait, now);
         }
-    }
-
-    /// How many keys pause.
-    pub(super) fn pausing_keys(&self) -> usize {
-        let pauses =
-            |key: &&Key| matches!(self.keys.get(key), Some(Entry { state: State::Pausing, .. }));
-        self.pausing.iter().filter(pauses).count()
     }
 
     /// How many sessions are being opened that will be there for trying: also those on which nobody wants to
     /// wait any more.
     pub(super) fn opening_for_trying(&self) -> usize {
-        let not_for_waiting = self.opening(Purpose::ToWait).saturating_sub(self.pausing_keys());
+        let not_for_waiting = self.opening(Purpose::ToWait).saturating_sub(self.line.len());
         self.opening(Purpose::ToTry) + not_for_waiting
     }
 
@@ -109,7 +107,13 @@ impl<R> Core<R> {
     fn open(&mut self, purpose: Purpose, now: Instant) -> SessionId {
         self.last_session += 1;
         let session = self.last_session;
-        let seat = Seat { stage: Stage::Opening(purpose), keys: 0, idle_since: now };
+        let seat = Seat {
+            stage: Stage::Opening(purpose),
+            keys: 0,
+            idle_since: now,
+            place: None,
+            superseded: None,
+        };
         self.sessions.insert(session, seat);
         self.commands.push(Command::Open(session));
         session
@@ -128,16 +132,12 @@ impl<R> Core<R> {
         }
     }
 
-    /// Gives a session that is idle to the next key that needs one.
+    /// Gives a session that may be idle to the next key that needs one.
     pub(super) fn fill(&mut self, session: SessionId, now: Instant) {
         if self.one_key_each || self.shared == Some(session) {
-            return self.serve(now);
+            self.serve(now);
         }
-        if self.sessions.get(&session).is_some_and(Seat::is_idle) {
-            if let Some(key) = self.next_pausing() {
-                self.wait_on(session, key);
-            }
-        }
+        self.give_places(now);
     }
 
     /// Tries the keys that need a session for it, as far as there are any.
@@ -189,7 +189,7 @@ impl<R> Core<R> {
                 entry.fail(&error, &mut self.commands);
             }
             if entry.queue.is_empty() {
-                self.keys.remove(&key);
+                self.forget(key);
             } else {
                 self.unasked.push_back(key);
             }
@@ -234,6 +234,11 @@ impl<R> Core<R> {
 impl Seat {
     pub(super) fn is_idle(&self) -> bool {
         self.stage == Stage::Open && self.keys == 0
+    }
+
+    /// Whether it is there for keys that it holds or tries.
+    pub(super) fn holds(&self) -> bool {
+        self.stage == Stage::Open && self.keys > 0 && self.place.is_none()
     }
 }
 
