@@ -10,6 +10,7 @@
 
 mod command;
 mod contention;
+mod examples;
 mod flock;
 mod inspection;
 mod lead;
