@@ -19,7 +19,7 @@ fn a_mistake_is_told_with_what_to_do() {
         (&["--key-as", "pair", "7", "true"], "\"7\" is no pair"),
         (&["--permits", "0", "k", "true"], "--permits"),
         (&["--permits", "2", "-s", "k", "true"], "--permits"),
-        (&["-n", "completions", "bash"], "for a KEY called completions, say: pglock run"),
+        (&["-n", "ls"], "there is no command after the KEY"),
         (&["--db", "postgresql://h/?sslmood=x", "k", "true"], "--db: unknown parameter `sslmood`"),
     ] {
         let output = pglock(arguments);
@@ -32,6 +32,14 @@ fn a_mistake_is_told_with_what_to_do() {
 #[test]
 fn a_subcommands_name_can_be_a_key() {
     assert_eq!(text(&pglock(&["run", "run", "echo", "x"]).stdout), "x\n");
+    // Nor is it one after an option of the plain form.
+    for name in ["key", "ls", "run"] {
+        let output = pglock(&["-w", "60", name, "--", "sh", "-c", "echo $PGLOCK_NAME"]);
+        assert_eq!(text(&output.stdout), format!("{name}\n"));
+    }
+    let stage = Stage::new();
+    let output = stage.pglock().args(["--db", &stage.url(), "key", "x"]).output().unwrap();
+    assert_eq!(text(&output.stdout), format!("{}\n", pglock::Key::from_name("x")));
 }
 
 #[test]

@@ -280,11 +280,7 @@ fn is_dash_c(word: &OsString) -> bool {
 
 /// Reads the command line. Where that ends it, as `--help` does, the exit code.
 pub(crate) fn parse() -> Result<Cli, ExitCode> {
-    let parsed = definition().try_get_matches().and_then(|matches| {
-        refuse_options_of_no_use(&matches)?;
-        Cli::from_arg_matches(&matches)
-    });
-    parsed.map_err(|error| {
+    read().map_err(|error| {
         // Whoever closed the stream does not want to read it.
         let printed = error.print();
         match (error.use_stderr(), printed) {
@@ -295,33 +291,28 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
+/// After an option of the plain form comes its KEY, though it may be called like a subcommand. What says where
+/// the server is can be said before either.
+fn read() -> Result<Cli, clap::Error> {
+    let matches = definition().args_conflicts_with_subcommands(true).try_get_matches()?;
+    if has_only_server(&matches) {
+        return Cli::from_arg_matches(&definition().try_get_matches()?);
+    }
+    Cli::from_arg_matches(&matches)
+}
+
+/// Whether nothing is given before the first word but where the server is.
+fn has_only_server(matches: &ArgMatches) -> bool {
+    let given = |argument: &clap::Arg| {
+        let id = argument.get_id().as_str();
+        !matches!(id, "db" | "words") && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    !definition().get_arguments().any(given)
+}
+
 /// The command line's definition: what it is read by, and what completions and manual pages say.
 pub(crate) fn definition() -> clap::Command {
     Cli::command()
-}
-
-/// Options of the plain form before a subcommand would be passed over in silence.
-fn refuse_options_of_no_use(matches: &ArgMatches) -> Result<(), clap::Error> {
-    let Some(subcommand) = matches.subcommand_name() else { return Ok(()) };
-    let given = |id: &&clap::Id| {
-        **id != "db" && matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
-    };
-    let mut arguments = definition();
-    arguments.build();
-    let of_no_use = matches
-        .ids()
-        .filter(given)
-        .find_map(|id| arguments.get_arguments().find(|argument| argument.get_id() == id));
-    match of_no_use {
-        None => Ok(()),
-        Some(argument) => Err(definition().error(
-            clap::error::ErrorKind::ArgumentConflict,
-            format!(
-                "{argument} before the subcommand {subcommand} has no meaning; for a KEY called \
-                 {subcommand}, say: pglock run ... {subcommand} COMMAND"
-            ),
-        )),
-    }
 }
 
 /// A time in seconds, with a fraction if need be.
