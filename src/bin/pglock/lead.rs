@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use pglock::{Config, Error, ErrorKind};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::args::{LeadArgs, Patience, Restart};
 use crate::child::End;
@@ -105,6 +105,7 @@ impl<'a> Candidate<'a> {
         let care = &self.args.care;
         let mut pause = self.args.restart_delay;
         loop {
+            let began = Instant::now();
             let end = match start(care, &self.key, &self.command, &mut claim).await {
                 Ok(child) => child.attend(&mut claim, signals, care).await,
                 Err(failure) => Err(failure),
@@ -127,6 +128,10 @@ impl<'a> Candidate<'a> {
             if signals.told_to_end() || !self.args.restart.follows(code) {
                 claim.abandon().await;
                 return Ok(Some(code));
+            }
+            if began.elapsed() > LONGEST_PAUSE {
+                // It worked for a while: this is another failure.
+                pause = self.args.restart_delay;
             }
             tokio::select! {
                 () = sleep(pause) => pause = longer(pause),
