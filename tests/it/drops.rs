@@ -150,7 +150,7 @@ const OF_LOCK: [Call<Lock>; 24] = [
 ];
 
 /// The same of `Session`.
-const OF_SESSION: [Call<Keyed>; 10] = [
+const OF_SESSION: [Call<Keyed>; 15] = [
     call("try_lock", Nobody, |bob| {
         Box::pin(async { bob.session.try_lock(bob.key, Shared).await.map(drop) })
     }),
@@ -170,6 +170,17 @@ const OF_SESSION: [Call<Keyed>; 10] = [
     call("unlock", Bob(Exclusive, 1), |bob| Box::pin(bob.session.unlock(bob.key, Exclusive))),
     call("unlock", Bob(Shared, 1), |bob| Box::pin(bob.session.unlock(bob.key, Shared))),
     call("holders", Alice, |bob| Box::pin(async { bob.session.holders(bob.key).await.map(drop) })),
+    call("advisory_locks", Alice, |bob| {
+        Box::pin(async { bob.session.advisory_locks().await.map(drop) })
+    }),
+    call("advisory_locks_on", Alice, |bob| {
+        Box::pin(async { bob.session.advisory_locks_on(bob.key).await.map(drop) })
+    }),
+    call("terminate_holder", Alice, |bob| {
+        Box::pin(async { bob.session.terminate_holder(bob.key, 0).await.map(drop) })
+    }),
+    call("diagnose", Alice, |bob| Box::pin(async { bob.session.diagnose().await.map(drop) })),
+    call("ping", Alice, |bob| Box::pin(async { bob.session.ping().await.map(drop) })),
     call("hold", Bob(Shared, 1), |bob| Box::pin(bob.session.hold(several_turns()))),
 ];
 
