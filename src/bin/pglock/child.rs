@@ -83,7 +83,11 @@ impl Child {
             .spawn()
             .map_err(|error| not_started(program, &error))?;
         let id = Pid::from_raw(i32::try_from(process.id()).unwrap_or_default());
-        keeper.guard(id).map_err(of_system)?;
+        if let Err(error) = keeper.guard(id) {
+            // A command that nobody looks after must not outlive the lock.
+            let _ = killpg(id, Signal::SIGKILL);
+            return Err(of_system(error));
+        }
         let mut child = Self {
             process,
             id,

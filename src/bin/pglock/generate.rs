@@ -1,7 +1,6 @@
 //! Completions and manual pages, from the definition of the command line.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
 
 use clap_complete::Shell;
@@ -9,6 +8,7 @@ use clap_mangen::Man;
 
 use crate::args;
 use crate::exit::Failure;
+use crate::output;
 
 pub(crate) fn completions(shell: Shell) -> Result<u8, Failure> {
     let mut script = Vec::new();
@@ -32,12 +32,6 @@ pub(crate) fn manual(directory: Option<&Path>) -> Result<u8, Failure> {
 }
 
 pub(crate) fn print(bytes: &[u8]) -> Result<u8, Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::of_system("standard output", &error))
-        }
-        // Whoever closed it has read enough.
-        _ => Ok(0),
-    }
+    // Whoever has left has read enough.
+    output::print(&String::from_utf8_lossy(bytes)).map(|_| 0)
 }

@@ -63,7 +63,7 @@ impl Signals {
     pub(crate) async fn end(&mut self) -> Signal {
         loop {
             match self.next().await {
-                // Whoever sends these means the command, and knows that they are not harmless.
+                // The wait goes on when this process does.
                 Signal::SIGTSTP => stop_self(),
                 signal => return signal,
             }
