@@ -57,7 +57,8 @@ fn the_interrupting_key_reaches_the_command_once() {
     let stage = Stage::new();
     let mut screen = Screen::run(
         &stage,
-        "$PGLOCK $KEY -c 'trap \"echo INT >>journal\" INT; echo ready >>journal; sleep 1000; exit 5'",
+        "$PGLOCK $KEY -c 'trap \"echo INT >>journal; got=1\" INT; echo ready >>journal; \
+         until [ \"$got\" ]; do sleep 0.05; done; exit 5'",
     );
     stage.until_journal(&["ready"]);
     screen.press(CTRL_C);
