@@ -52,13 +52,15 @@ impl<'a> Screen<'a> {
     }
 }
 
+/// The key is pressed once the terminal is the command's: before, it would reach the script's shell as well.
 #[test]
 fn the_interrupting_key_reaches_the_command_once() {
     let stage = Stage::new();
     let mut screen = Screen::run(
         &stage,
-        "$PGLOCK $KEY -c 'trap \"echo INT >>journal; got=1\" INT; echo ready >>journal; \
-         until [ \"$got\" ]; do sleep 0.05; done; exit 5'",
+        "$PGLOCK $KEY -c 'trap \"echo INT >>journal; got=1\" INT; \
+         until set -- $(sed \"s/.*) //\" /proc/$$/stat) && [ $3 = $6 ]; do sleep 0.01; done; \
+         echo ready >>journal; until [ \"$got\" ]; do sleep 0.05; done; exit 5'",
     );
     stage.until_journal(&["ready"]);
     screen.press(CTRL_C);
