@@ -120,7 +120,7 @@ fn the_stopping_key_stops_both_and_the_shell_resumes_both() {
     // A shell with job control says when a job has stopped.
     let mut screen = Screen::run(
         &stage,
-        "set -m; $PGLOCK $KEY -c 'echo ready >>journal; read line; echo got $line'; echo stopped $?; fg >/dev/null",
+        "set -m; $PGLOCK $KEY -c 'until set -- $(sed \"s/.*) //\" /proc/$$/stat) && [ $3 = $6 ]; do sleep 0.01; done; echo ready >>journal; read line; echo got $line'; echo stopped $?; fg >/dev/null",
     );
     stage.until_journal(&["ready"]);
     screen.press(CTRL_Z);
