@@ -155,6 +155,7 @@ impl Error {
     }
 
     /// Whether the server may be there, or have the time, when it is asked again.
+    #[cfg(feature = "manager")]
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self.kind(), ErrorKind::Connect | ErrorKind::Timeout | ErrorKind::Lost)
     }

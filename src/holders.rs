@@ -97,7 +97,7 @@ impl Holders {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "manager"))]
 impl Holders {
     pub(crate) fn nobody() -> Self {
         Self { listed: Vec::new(), count: 0, waiting: 0 }

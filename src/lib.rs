@@ -55,6 +55,8 @@
 //!
 //! # Features
 //!
+//! - `manager` (on by default): [`LockManager`], [`Semaphore`] and [`Election`], with what belongs to them.
+//!   A program of [`Lock`]s alone builds faster without them.
 //! - `md5` (on by default): logging in by MD5, which PostgreSQL has deprecated.
 //! - `saslprep` (on by default): logging in by SCRAM with a password outside ASCII, which needs tables of
 //!   Unicode. Without it, such a password is refused.
@@ -83,6 +85,7 @@ mod auth;
 mod config;
 #[cfg(feature = "tls")]
 mod der;
+#[cfg(feature = "manager")]
 mod election;
 mod error;
 mod fence;
@@ -90,11 +93,13 @@ mod holders;
 mod key;
 mod lock;
 mod locker;
+#[cfg(feature = "manager")]
 mod manager;
 mod net;
 pub mod protocol;
 mod report;
 mod secret;
+#[cfg(feature = "manager")]
 mod semaphore;
 mod session;
 mod trace;
@@ -102,6 +107,7 @@ mod trace;
 pub use advisory_locks::{AdvisoryLock, AdvisoryLocks};
 pub use auth::AuthMethod;
 pub use config::{Config, Pooler, SslMode};
+#[cfg(feature = "manager")]
 pub use election::{Election, Leadership, Observer};
 pub use error::{ConnectStep, Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
@@ -109,11 +115,13 @@ pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
 pub use lock::Lock;
 pub use locker::Locker;
+#[cfg(feature = "manager")]
 pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder, Stats, WaitTimes};
 pub use report::{Holding, RoleReport, ServerReport, ServerSettings, TlsReport};
 /// The version whose configuration [`Config::tls_client_config`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;
+#[cfg(feature = "manager")]
 pub use semaphore::{Permit, Semaphore};
 pub use session::{Canceller, Session};
 

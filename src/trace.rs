@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
+#[cfg(feature = "manager")]
 use crate::session::LockId;
 
 /// An event about a server, which has a name such as `db.example port 5432`.
@@ -43,6 +44,7 @@ pub(crate) fn connected(server: &str, dbname: &str) {
 }
 
 /// No session could be had; another attempt may follow after a pause.
+#[cfg(feature = "manager")]
 pub(crate) fn not_connected(error: &Error, pause: Option<Duration>) {
     #[cfg(feature = "tracing")]
     tell!(
@@ -89,6 +91,7 @@ pub(crate) fn logged_in_by_md5(server: &str) {
 }
 
 /// So many keys are waited for in vain, for want of a session.
+#[cfg(feature = "manager")]
 pub(crate) fn crowded(keys: usize, sessions_max: usize) {
     #[cfg(feature = "tracing")]
     tracing::event!(
@@ -102,6 +105,7 @@ pub(crate) fn crowded(keys: usize, sessions_max: usize) {
 }
 
 /// A manager has given somebody a lock.
+#[cfg(feature = "manager")]
 pub(crate) fn granted(lock: LockId, waited: Duration, handed_over: bool) {
     #[cfg(feature = "tracing")]
     tracing::event!(

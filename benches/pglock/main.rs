@@ -17,8 +17,10 @@ mod connect;
 mod decoder;
 mod hand_over;
 mod loss;
+#[cfg(feature = "manager")]
 mod manager;
 mod round_trip;
+#[cfg(feature = "manager")]
 mod semaphore;
 mod server;
 mod stacked;

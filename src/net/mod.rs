@@ -24,7 +24,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::CancelKey;
 #[cfg(feature = "tls")]
 use crate::protocol::{SslReply, frontend};
-pub(crate) use stream::{Stream, TellTale};
+pub(crate) use stream::Stream;
+#[cfg(feature = "manager")]
+pub(crate) use stream::TellTale;
 
 /// How long the socket of a `CancelRequest` may take to open before another is tried.
 const OPEN_FOR_CANCEL_WITHIN: Duration = Duration::from_secs(3);

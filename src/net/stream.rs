@@ -64,6 +64,7 @@ impl Stream {
     }
 
     /// The same for somebody else. The connection does not end on this side before that is dropped too.
+    #[cfg(feature = "manager")]
     pub(crate) fn tell_tale(&self) -> io::Result<TellTale> {
         self.socket().try_clone().map(TellTale)
     }
@@ -116,9 +117,11 @@ impl Stream {
 }
 
 /// Says of a socket, which somebody else reads, whether something has come.
+#[cfg(feature = "manager")]
 #[derive(Debug)]
 pub(crate) struct TellTale(Socket);
 
+#[cfg(feature = "manager")]
 impl TellTale {
     /// See [`Stream::has_news`]. An error is news as well.
     pub(crate) fn has_news(&self) -> bool {

@@ -35,10 +35,12 @@
 //! unlock makes the books true, whatever its answer. If that answer shows that a lock was granted in
 //! time after all, to a caller who only ran out of time, it is tried for once more.
 
+#[cfg(feature = "manager")]
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::advisory::{Function, LockId, Means};
+#[cfg(feature = "manager")]
 use super::choice::{Choice, Unreadable};
 use super::lease::{Lease, Since};
 use crate::error::ServerError;
@@ -87,24 +89,23 @@ pub(crate) enum Ask {
     TryLock(LockId),
     /// Takes one of the locks, of which there has to be one, by a query that has one row. It begins with the
     /// process that answers.
+    #[cfg(feature = "manager")]
     TryAny(Arc<Choice>),
     /// Releases the lock.
     Unlock(LockId),
     /// Releases the lock if the server holds it, which is not known.
+    #[cfg(feature = "manager")]
     Settle(LockId),
     /// Takes a fencing token for the lock, by a query that has one row. It begins with the process that
     /// answers, and may wait for standbys.
     Fence { lock: LockId, held: Held },
     /// Gives a sign of life, and wants one.
     Heartbeat,
-    /// Asks something that is about no lock of the session, by statements that have one row. It begins with
-    /// the process that answers.
+    /// Asks something that is about no lock that is in question, by statements that have one row. Unless
+    /// nothing can stand between, it begins with the process that answers.
     ///
     /// Whoever asks brings the statements: a program that never does so need not carry them.
     Look(Box<str>),
-    /// Makes calls together, by a query of their own that has one row: see [`Machine::ask_batch`]. Only the
-    /// row says what is held then, so it must not be given up.
-    Batch,
 }
 
 /// Whether a lock is in the books already.
@@ -122,6 +123,7 @@ pub(crate) enum Outcome {
     /// The lock is held.
     Acquired,
     /// This one of several locks is held.
+    #[cfg(feature = "manager")]
     AcquiredOne(LockId),
     /// The lock is not held: it was not free, not in time, or the wait was withdrawn.
     NotAcquired,
@@ -327,11 +329,6 @@ impl Machine {
         matches!(self.means, Means::Transaction { .. })
     }
 
-    /// Whether calls can be made together.
-    pub(crate) fn takes_batches(&self) -> bool {
-        self.means == Means::Calls
-    }
-
     /// Whether a pooler may stand before the server.
     pub(crate) fn may_be_pooled(&self) -> bool {
         self.means != Means::Calls
@@ -343,6 +340,7 @@ impl Machine {
     }
 
     /// Until when the locks are certain, where a lease says so.
+    #[cfg(feature = "manager")]
     pub(crate) fn certain_until(&self) -> Option<Instant> {
         self.running_lease().map(Lease::ends_at)
     }
@@ -394,16 +392,16 @@ impl Machine {
         if self.unconfirmed.is_none() {
             self.tell_by = ask.tell_by();
         }
+        #[cfg(feature = "manager")]
         if let Ask::Settle(lock) = ask {
             let settling = Settling::unwanted(lock, Outcome::Released, now);
             let until = settling.give_up_at;
             return self.send_settling(settling).map(|()| Some(until));
         }
         let answer_by = self.answer_by(&ask, now);
-        let takes = matches!(ask, Ask::Lock { .. } | Ask::TryLock(_) | Ask::TryAny(_));
         let until;
         self.state = match &self.means {
-            Means::Transaction { begin, .. } if takes => {
+            Means::Transaction { begin, .. } if ask.takes() => {
                 self.connection.script(begin)?;
                 until = ask.until(answer_by);
                 State::Opening(Asked::new(ask, answer_by))
@@ -416,24 +414,6 @@ impl Machine {
             }
         };
         Ok(until)
-    }
-
-    /// Sends the query of a batch, as [`ask`](Self::ask) sends a request. The session's means have to be
-    /// [`Means::Calls`].
-    pub(crate) fn ask_batch(
-        &mut self,
-        query: &str,
-        now: Instant,
-    ) -> Result<Option<Instant>, NotReady> {
-        if !self.is_idle() || !self.takes_batches() {
-            return Err(NotReady);
-        }
-        self.connection.query(query)?;
-        self.sent = now.into();
-        self.tell_by = None;
-        let answer_by = now + ANSWER_WITHIN;
-        self.state = State::Asked(Asked::new(Ask::Batch, answer_by));
-        Ok(Some(answer_by))
     }
 
     /// When the server has to have answered.
@@ -468,12 +448,12 @@ impl Machine {
             Ask::Lock { lock, .. } => (Function::Lock, *lock),
             Ask::TryLock(lock) => (Function::TryLock, *lock),
             Ask::Unlock(lock) => (Function::Unlock, *lock),
+            #[cfg(feature = "manager")]
             Ask::Settle(lock) => (Function::Settle, *lock),
             Ask::Fence { lock, .. } => return self.connection.query(&Fence::query(lock.key)),
             Ask::Heartbeat => return self.means.heartbeat(&mut self.connection),
             Ask::Look(statements) => return self.connection.script(statements),
-            // Its query is sent by who knows it.
-            Ask::Batch => return Err(NotReady),
+            #[cfg(feature = "manager")]
             Ask::TryAny(choice) => {
                 return self.connection.query(&choice.query(self.means.scope()));
             }
@@ -631,11 +611,9 @@ impl Machine {
         outcome: &Outcome,
         before: TransactionStatus,
     ) -> Result<(), Loss> {
-        let expected = match (lock, &self.means, outcome) {
-            (None, ..) => before,
-            (_, Means::Transaction { .. }, Outcome::Acquired | Outcome::AcquiredOne(_)) => {
-                TransactionStatus::InTransaction
-            }
+        let expected = match (lock, &self.means) {
+            (None, _) => before,
+            (_, Means::Transaction { .. }) if outcome.holds() => TransactionStatus::InTransaction,
             _ => TransactionStatus::Idle,
         };
         match outcome {
@@ -829,14 +807,23 @@ impl Ask {
             Self::Lock { lock, .. }
             | Self::TryLock(lock)
             | Self::Unlock(lock)
-            | Self::Settle(lock)
             | Self::Fence { lock, held: Held::Newly } => Some(*lock),
+            #[cfg(feature = "manager")]
+            Self::Settle(lock) => Some(*lock),
             // Where it counts, any of them stands for the transaction that holds it.
+            #[cfg(feature = "manager")]
             Self::TryAny(choice) => choice.locks().next(),
-            Self::Fence { held: Held::Before, .. }
-            | Self::Look(_)
-            | Self::Heartbeat
-            | Self::Batch => None,
+            Self::Fence { held: Held::Before, .. } | Self::Look(_) | Self::Heartbeat => None,
+        }
+    }
+
+    /// Whether it takes a lock, and with it whatever holds the lock.
+    fn takes(&self) -> bool {
+        match self {
+            Self::Lock { .. } | Self::TryLock(_) => true,
+            #[cfg(feature = "manager")]
+            Self::TryAny(_) => true,
+            _ => false,
         }
     }
 
@@ -942,9 +929,8 @@ impl Asked {
                 Ok(Next::Alive { wanted: self.wanted })
             }
             (_, Answer::Row(row)) if means.is_elsewhere(&row) => Err(Loss::Moved),
-            (Ask::Fence { .. } | Ask::Look(_) | Ask::Batch, Answer::Row(row)) => {
-                done(Outcome::Row(row))
-            }
+            (Ask::Fence { .. } | Ask::Look(_), Answer::Row(row)) => done(Outcome::Row(row)),
+            #[cfg(feature = "manager")]
             (Ask::TryAny(choice), Answer::Row(row)) => {
                 match choice.acquired(&row).map_err(|Unreadable| unexpected_answer())? {
                     Some(lock) if !self.wanted => settle(lock, Outcome::NotAcquired),
@@ -953,6 +939,7 @@ impl Asked {
                 }
             }
             // It is not known which of them may be held, and nobody is there to settle each.
+            #[cfg(feature = "manager")]
             (Ask::TryAny(_), Answer::Failed(error))
                 if !self.wanted && !matches!(means, Means::Transaction { .. }) =>
             {
@@ -1074,7 +1061,12 @@ impl Settling {
 impl Outcome {
     /// Whether the lock that was asked for is held.
     fn holds(&self) -> bool {
-        matches!(self, Self::Acquired | Self::AcquiredOne(_) | Self::Row(_))
+        match self {
+            Self::Acquired | Self::Row(_) => true,
+            #[cfg(feature = "manager")]
+            Self::AcquiredOne(_) => true,
+            _ => false,
+        }
     }
 }
 

@@ -15,13 +15,16 @@ use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+#[cfg(feature = "manager")]
 use super::advisory::LockId;
 use super::lease::Clocks;
 use super::machine::{Action, Ask, Loss, Machine, Outcome};
 use crate::auth::AuthMethod;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Route, Stream, TellTale};
-use crate::protocol::{CancelKey, NotReady};
+#[cfg(feature = "manager")]
+use crate::net::TellTale;
+use crate::net::{self, Route, Stream};
+use crate::protocol::CancelKey;
 use crate::report::{Holding, Link};
 use crate::trace;
 
@@ -136,24 +139,9 @@ impl Wire {
         self.machine.holds_one_lock()
     }
 
-    /// Whether calls can be made together.
-    pub(super) fn takes_batches(&self) -> bool {
-        self.machine.takes_batches()
-    }
-
     /// Whether a pooler may stand before the server.
     pub(super) fn may_be_pooled(&self) -> bool {
         self.machine.may_be_pooled()
-    }
-
-    /// The server does not hold a lock that the books say it holds, so the session is over.
-    pub(super) fn not_held(&self, lock: LockId) -> Error {
-        self.lost(Loss::NotHeld(lock))
-    }
-
-    /// Until when the locks are certain, where a lease says so.
-    pub(super) fn certain_until(&self) -> Option<std::time::Instant> {
-        self.machine.certain_until()
     }
 
     /// Whether a request is under way.
@@ -164,27 +152,10 @@ impl Wire {
     /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)
     /// follows.
     pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
-        self.poll_begin(|machine| machine.ask(ask, now()), cx)
-    }
-
-    /// As [`poll_ask`](Self::poll_ask), for a batch: see [`Machine::ask_batch`].
-    pub(super) fn poll_batch(
-        &mut self,
-        query: &str,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Outcome>> {
-        self.poll_begin(|machine| machine.ask_batch(query, now()), cx)
-    }
-
-    fn poll_begin(
-        &mut self,
-        begin: impl FnOnce(&mut Machine) -> Result<Option<std::time::Instant>, NotReady>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Outcome>> {
         if let Poll::Ready(error) = self.poll_idle(cx) {
             return Poll::Ready(Err(error));
         }
-        let until = begin(&mut self.machine).map_err(|error| {
+        let until = self.machine.ask(ask, now()).map_err(|error| {
             Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
         })?;
         let until = until.map(Instant::from);
@@ -235,11 +206,6 @@ impl Wire {
                 }
             };
         }
-    }
-
-    /// See [`TellTale`]. The system may not have another one to give.
-    pub(super) fn tell_tale(&self) -> Option<TellTale> {
-        self.stream.tell_tale().ok()
     }
 
     /// Whether something has come that the runtime has not told of. An error is news as well, of which
@@ -519,6 +485,25 @@ impl Wire {
     /// An error after which the session is over.
     fn error(&self, kind: ErrorKind, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
         Error::new(kind, message).context(format!("session with {}", self.peer.name)).lost()
+    }
+}
+
+/// What only a manager asks for.
+#[cfg(feature = "manager")]
+impl Wire {
+    /// The server does not hold a lock that the books say it holds, so the session is over.
+    pub(super) fn not_held(&self, lock: LockId) -> Error {
+        self.lost(Loss::NotHeld(lock))
+    }
+
+    /// Until when the locks are certain, where a lease says so.
+    pub(super) fn certain_until(&self) -> Option<std::time::Instant> {
+        self.machine.certain_until()
+    }
+
+    /// See [`TellTale`]. The system may not have another one to give.
+    pub(super) fn tell_tale(&self) -> Option<TellTale> {
+        self.stream.tell_tale().ok()
     }
 }
 

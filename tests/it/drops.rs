@@ -3,8 +3,6 @@
 //! A call is polled never, once, twice and so on until it completes before it is dropped. Each time the
 //! server has the locks that the books say, no session too many, and the next call works.
 
-use std::fs;
-use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -15,7 +13,6 @@ use tokio::task::yield_now;
 
 use self::Before::{Alice, Bob, Nobody};
 use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::manager_drops;
 use crate::stage::{PATIENCE, Stage, poll_times, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
@@ -183,9 +180,6 @@ const OF_SESSION: [Call<Keyed>; 15] = [
     call("ping", Alice, |bob| Box::pin(async { bob.session.ping().await.map(drop) })),
     call("hold", Bob(Shared, 1), |bob| Box::pin(bob.session.hold(several_turns()))),
 ];
-
-/// Dropped in tests of their own.
-const OTHERS: [&str; 4] = ["connect", "close", "lost", "cancel"];
 
 /// Work that lets others have their turn in between.
 async fn several_turns() {
@@ -486,45 +480,12 @@ async fn waiting_for_the_loss_can_be_dropped_at_every_point() {
     assert!(soon(bob.lost()).await.is_lost());
 }
 
-/// What is public and has to wait is dropped here, and says what that does.
-#[test]
-fn every_call_that_waits_is_dropped_and_says_what_that_does() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let api = fs::read_to_string(root.join("benches/public-api.txt")).unwrap();
-    let of_lock: Vec<_> = OF_LOCK.iter().map(|call| call.name).collect();
-    let of_session: Vec<_> = OF_SESSION.iter().map(|call| call.name).collect();
-    for (owner, name) in api.lines().filter_map(async_function) {
-        let dropped = match owner {
-            "pglock::Lock" => &of_lock,
-            "pglock::Session" => &of_session,
-            _ => &Vec::new(),
-        };
-        let is_dropped = dropped.contains(&name) || manager_drops::drops(owner, name);
-        assert!(is_dropped || OTHERS.contains(&name), "{owner}::{name}");
+/// Whether a call of a session or a lock is dropped here.
+#[cfg(feature = "manager")]
+pub(crate) fn drops(owner: &str, name: &str) -> bool {
+    match owner {
+        "pglock::Lock" => OF_LOCK.iter().any(|call| call.name == name),
+        "pglock::Session" => OF_SESSION.iter().any(|call| call.name == name),
+        _ => false,
     }
-    for file in [
-        "src/election.rs",
-        "src/lock.rs",
-        "src/manager/guard.rs",
-        "src/manager/mod.rs",
-        "src/manager/set.rs",
-        "src/semaphore.rs",
-        "src/session/canceller.rs",
-        "src/session/mod.rs",
-    ] {
-        let source = fs::read_to_string(root.join(file)).unwrap();
-        let mut docs = String::new();
-        for line in source.lines() {
-            if line.contains("pub async fn") {
-                assert!(docs.contains("# Cancel safety"), "{file}: {line}");
-            }
-            if line.trim_start().starts_with("///") { docs += line } else { docs.clear() }
-        }
-    }
-}
-
-/// The owner and the name of a line such as `pglock::Lock: pub async fn lock(&mut self)`.
-fn async_function(line: &str) -> Option<(&str, &str)> {
-    let (owner, signature) = line.split_once(": pub async fn ")?;
-    signature.split(['(', '<']).next().map(|name| (owner, name))
 }

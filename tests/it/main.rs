@@ -16,7 +16,10 @@ mod calls;
 mod cancel;
 mod cluster;
 mod drops;
+#[cfg(feature = "manager")]
 mod election;
+// Some need the manager.
+#[cfg(feature = "manager")]
 mod examples;
 mod failover;
 mod faults;
@@ -25,7 +28,9 @@ mod holders;
 mod hostile;
 mod inspection;
 mod leases;
+#[cfg(feature = "manager")]
 mod manager;
+#[cfg(feature = "manager")]
 mod manager_drops;
 #[cfg(target_os = "linux")]
 mod packet_loss;
@@ -34,13 +39,17 @@ mod processes;
 mod psql;
 mod races;
 mod scripted;
+#[cfg(feature = "manager")]
 mod semaphores;
+#[cfg(feature = "manager")]
 mod sets;
+#[cfg(feature = "manager")]
 mod shutdown;
 mod slices;
 mod stage;
+#[cfg(feature = "manager")]
 mod stats;
 #[cfg(feature = "tls")]
 mod tls;
-#[cfg(feature = "tracing")]
+#[cfg(all(feature = "manager", feature = "tracing"))]
 mod trace;

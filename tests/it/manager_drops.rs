@@ -4,6 +4,8 @@
 //! A call is polled never, once, twice and so on until it completes before it is dropped. Each time the
 //! server soon has the locks that somebody has a guard for, and the next call works.
 
+use std::fs;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, eventually, role};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use crate::drops;
 use crate::stage::{PATIENCE, Stage, poll_times, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
@@ -184,6 +187,9 @@ fn semaphore(bob: &LockManager, keys: Keys, permits: u32) -> Semaphore {
     bob.semaphore(&format!("drops of {:?}", keys[0]), permits)
 }
 
+/// Dropped in tests of their own.
+const OTHERS: [&str; 4] = ["connect", "close", "lost", "cancel"];
+
 /// Work that lets others have their turn in between.
 async fn several_turns() {
     for _ in 0..3 {
@@ -192,7 +198,7 @@ async fn several_turns() {
 }
 
 /// Whether the call is dropped here.
-pub(crate) fn drops(owner: &str, name: &str) -> bool {
+fn drops(owner: &str, name: &str) -> bool {
     CALLS.iter().any(|call| (call.owner, call.name) == (owner, name))
 }
 
@@ -300,4 +306,40 @@ impl Call {
             eventually("no session of Bob's is left", PATIENCE, left).await;
         }
     }
+}
+
+/// What is public and has to wait is dropped here or in [`drops`], and says what that does.
+#[test]
+fn every_call_that_waits_is_dropped_and_says_what_that_does() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let api = fs::read_to_string(root.join("benches/public-api.txt")).unwrap();
+    for (owner, name) in api.lines().filter_map(async_function) {
+        let is_dropped = drops(owner, name) || drops::drops(owner, name);
+        assert!(is_dropped || OTHERS.contains(&name), "{owner}::{name}");
+    }
+    for file in [
+        "src/election.rs",
+        "src/lock.rs",
+        "src/manager/guard.rs",
+        "src/manager/mod.rs",
+        "src/manager/set.rs",
+        "src/semaphore.rs",
+        "src/session/canceller.rs",
+        "src/session/mod.rs",
+    ] {
+        let source = fs::read_to_string(root.join(file)).unwrap();
+        let mut docs = String::new();
+        for line in source.lines() {
+            if line.contains("pub async fn") {
+                assert!(docs.contains("# Cancel safety"), "{file}: {line}");
+            }
+            if line.trim_start().starts_with("///") { docs += line } else { docs.clear() }
+        }
+    }
+}
+
+/// The owner and the name of a line such as `pglock::Lock: pub async fn lock(&mut self)`.
+fn async_function(line: &str) -> Option<(&str, &str)> {
+    let (owner, signature) = line.split_once(": pub async fn ")?;
+    signature.split(['(', '<']).next().map(|name| (owner, name))
 }

@@ -1,5 +1,10 @@
 //! What the tests share: sessions with names, and a look at their locks from outside.
 
+#![cfg_attr(
+    not(feature = "manager"),
+    allow(dead_code, reason = "some of it is for the tests of the manager alone")
+)]
+
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -7,7 +12,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use pglock::{Config, Key, Lock, LockManager, Session};
+#[cfg(feature = "manager")]
+use pglock::LockManager;
+use pglock::{Config, Key, Lock, Session};
 use pglock_test_cluster::{Cluster, Raw, eventually, role};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -82,6 +89,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A manager for `actor`, which has not connected yet.
+    #[cfg(feature = "manager")]
     pub(crate) fn manager(&self, actor: &str) -> LockManager {
         LockManager::new(self.config(actor))
     }

@@ -120,7 +120,7 @@ fn a_batch_has_its_own_time_whatever_the_request_before_had() {
     assert_eq!(machine.poll(start).unwrap(), Action::Done(Outcome::Acquired));
 
     let later = start + 2 * SETTLE_WITHIN;
-    machine.ask_batch("SELECT ARRAY[true]", later).unwrap();
+    machine.ask(Ask::Look("SELECT ARRAY[true]".into()), later).unwrap();
     // All of the answer but its end.
     let row = b"T\0\0\0\x1a\0\x01?\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0D\0\0\0\x0d\0\x01\0\0\0\x03{t}";
     machine.connection().received().extend_from_slice(row);
