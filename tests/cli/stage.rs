@@ -55,7 +55,9 @@ impl Stage {
     }
 
     pub(crate) fn with_server(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        // The tests may run in the background of a script, where a shell has these ignored.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT,QUIT", program]);
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.env_clear().env("PATH", path).env("DATABASE_URL", self.url());
         command.current_dir(&self.folder).stdin(Stdio::null());

@@ -23,13 +23,11 @@ struct Screen<'a> {
 impl<'a> Screen<'a> {
     fn run(stage: &'a Stage, line: &str) -> Self {
         let screen = File::create(stage.file("screen")).unwrap();
-        // A terminal's keys are ignored by what a shell runs in the background, and the tests may be.
         let mut script = stage
-            .with_server("env")
+            .with_server("script")
             .env("SHELL", "/bin/sh")
             .env("PGLOCK", env!("CARGO_BIN_EXE_pglock"))
             .env("KEY", stage.key())
-            .args(["--default-signal=INT,QUIT,TSTP", "script"])
             .args(["--quiet", "--flush", "--return", "--command", line, "/dev/null"])
             .stdin(Stdio::piped())
             .stdout(screen)
