@@ -56,6 +56,7 @@ const SAME: &[Line] = &[
     (Writer, &["--wait", "0.2"], &["echo", "x"], "", 1),
     (Writer, &["--wait=0.2"], &["echo", "x"], "", 1),
     (Writer, &["--timeout", "0.2"], &["echo", "x"], "", 1),
+    (Writer, &["-w", "+2e-1"], &["echo", "x"], "", 1),
     (Nobody, &["-w", "9"], &["echo", "x"], "x\n", 0),
     (Writer, &["-n", "-w", "9"], &["echo", "x"], "", 1),
     // The exit code when giving up.

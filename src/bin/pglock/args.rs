@@ -9,6 +9,7 @@
 )]
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -317,9 +318,35 @@ pub(crate) fn definition() -> clap::Command {
 
 /// A time in seconds, with a fraction if need be.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = || "give a number of seconds, such as 10 or 0.5".to_owned();
-    let seconds: f64 = text.parse().map_err(|_| wrong())?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+    duration(text).ok_or_else(|| "give a number of seconds, such as 10 or 0.5".to_owned())
+}
+
+/// Reads decimal numbers as flock(1) does, such as `1.5`, `.5`, `+2.` and `1e-3`. Digit by digit: what reads
+/// and writes floating-point numbers is 35 kB of a small program, and nothing else needs it.
+fn duration(text: &str) -> Option<Duration> {
+    let (is_negative, number) = match text.strip_prefix('-') {
+        Some(number) => (true, number),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (number, exponent) = match number.split_once(['e', 'E']) {
+        Some((number, exponent)) => (number, exponent.parse::<i16>().ok()?),
+        None => (number, 0),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = [whole, fraction].concat();
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let digit = |place: i32| {
+        let digit = usize::try_from(place).ok().and_then(|place| digits.as_bytes().get(place));
+        u64::from(digit.map_or(0, |digit| digit - b'0'))
+    };
+    let read = |mut places: Range<i32>| {
+        places.try_fold(0, |number: u64, place| number.checked_mul(10)?.checked_add(digit(place)))
+    };
+    let point = i32::try_from(whole.len()).ok()? + i32::from(exponent);
+    let time = Duration::from_secs(read(0..point)?) + Duration::from_nanos(read(point..point + 9)?);
+    (!is_negative || time.is_zero()).then_some(time)
 }
 
 const EXAMPLES: &str = "\
@@ -366,3 +393,60 @@ Exit codes:
   78   DATABASE_URL or a PG* variable is wrong
   126  the command cannot be executed
   127  the command was not found";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_exactly() {
+        for (text, nanoseconds) in [
+            ("0", 0),
+            ("-0", 0),
+            ("007", 7_000_000_000),
+            ("0.1", 100_000_000),
+            ("+.5", 500_000_000),
+            ("5.", 5_000_000_000),
+            ("1.0000000019", 1_000_000_001),
+            ("1.5e1", 15_000_000_000),
+            ("12E-1", 1_200_000_000),
+            ("12e-3", 12_000_000),
+            ("1e-99", 0),
+            ("0e99", 0),
+        ] {
+            assert_eq!(seconds(text), Ok(Duration::from_nanos(nanoseconds)), "{text}");
+        }
+        let longest = format!("{}.999999999", u64::MAX);
+        assert_eq!(seconds(&longest), Ok(Duration::MAX));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in [
+            "",
+            ".",
+            "-",
+            "+",
+            "e3",
+            ".e3",
+            "1e",
+            "1e+",
+            "1.2.3",
+            "1,5",
+            " 1",
+            "1s",
+            "--1",
+            "+-1",
+            "-1",
+            "-.1",
+            "inf",
+            "NaN",
+            "0x10",
+            "18446744073709551616",
+            "1e20",
+            "1e99999",
+        ] {
+            seconds(text).unwrap_err();
+        }
+    }
+}

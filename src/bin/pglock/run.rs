@@ -77,7 +77,12 @@ async fn claim_it(
     };
     if args.care.verbose {
         let outcome = if asked == Asked::Busy { "not acquired" } else { "acquired" };
-        say(format_args!("{key}: {outcome} after {:.3} s", began.elapsed().as_secs_f64()));
+        let time = began.elapsed();
+        say(format_args!(
+            "{key}: {outcome} after {}.{:03} s",
+            time.as_secs(),
+            time.subsec_millis()
+        ));
     }
     match asked {
         Asked::Busy => Ok(Some(args.conflict_exit_code)),
