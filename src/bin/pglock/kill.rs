@@ -1,7 +1,5 @@
 //! `pglock kill`: ends the sessions that hold a key.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
@@ -51,8 +49,7 @@ pub(crate) async fn kill(args: &KillArgs, server: &Server) -> Result<u8, Failure
         return Ok(NOTHING_DONE);
     }
     let mut prepared = false;
-    // One that holds the key in both modes is asked about once.
-    let mut decided = BTreeMap::new();
+    let (mut condemned, mut spared) = (Vec::new(), Vec::new());
     let terminal = if args.yes { None } else { Some(Terminal::open()?) };
     for holder in holders {
         print(&(line(holder) + "\n"))?;
@@ -60,14 +57,12 @@ pub(crate) async fn kill(args: &KillArgs, server: &Server) -> Result<u8, Failure
             prepared = true;
             continue;
         };
-        if let Entry::Vacant(undecided) = decided.entry(process_id) {
-            undecided.insert(is_meant(holder, terminal.as_ref())?);
+        // One that holds the key in both modes is asked about once.
+        if !condemned.contains(&process_id) && !spared.contains(&process_id) {
+            let is_meant = is_meant(holder, terminal.as_ref())?;
+            if is_meant { &mut condemned } else { &mut spared }.push(process_id);
         }
     }
-    let condemned: BTreeSet<_> = decided
-        .into_iter()
-        .filter_map(|(process_id, is_meant)| is_meant.then_some(process_id))
-        .collect();
     for process_id in &condemned {
         end(&mut session, key.key, *process_id).await?;
     }
@@ -129,7 +124,7 @@ async fn end(session: &mut Session, key: Key, process_id: i32) -> Result<(), Fai
 async fn await_end(
     session: &mut Session,
     key: &NamedKey,
-    condemned: &BTreeSet<i32>,
+    condemned: &[i32],
     patience: Duration,
 ) -> Result<(), Failure> {
     let asked = Instant::now();

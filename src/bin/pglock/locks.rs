@@ -20,8 +20,11 @@ impl Names {
     pub(crate) fn new(given: &[String]) -> Self {
         let listed = env::var("PGLOCK_NAMES").unwrap_or_default();
         let listed = listed.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let names = listed.chain(given.iter().map(String::as_str));
-        Self(names.map(|name| (Key::from_name(name), name.to_owned())).collect())
+        let mut names = Self::default();
+        for name in listed.chain(given.iter().map(String::as_str)) {
+            names.0.insert(Key::from_name(name), name.to_owned());
+        }
+        names
     }
 
     /// The name of the lock's key, if it is known, or if the session that has it is called by it, as those
