@@ -43,6 +43,7 @@ mod terminal;
 mod waiting;
 mod who;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
@@ -59,22 +60,27 @@ fn main() -> ExitCode {
 }
 
 fn perform(cli: &Cli) -> Result<u8, Failure> {
-    match &cli.command {
-        None => in_runtime(run::run(&cli.run, &cli.server)),
-        Some(Command::Run(arguments)) => in_runtime(run::run(arguments, &cli.server)),
-        Some(Command::Lead(arguments)) => in_runtime(lead::lead(arguments, &cli.server)),
-        Some(Command::Key(arguments)) => scheme::key(arguments),
-        Some(Command::Ls(arguments)) => in_runtime(ls::ls(arguments, &cli.server)),
-        Some(Command::Who(arguments)) => in_runtime(who::who(arguments, &cli.server)),
-        Some(Command::Kill(arguments)) => in_runtime(kill::kill(arguments, &cli.server)),
-        Some(Command::Doctor(arguments)) => in_runtime(doctor::doctor(arguments, &cli.server)),
-        Some(Command::Completions { shell }) => generate::completions(*shell),
-        Some(Command::Man { directory }) => generate::manual(directory.as_deref()),
-    }
+    let server = &cli.server;
+    in_runtime(match &cli.command {
+        None => Box::pin(run::run(&cli.run, server)),
+        Some(Command::Run(arguments)) => Box::pin(run::run(arguments, server)),
+        Some(Command::Lead(arguments)) => Box::pin(lead::lead(arguments, server)),
+        Some(Command::Ls(arguments)) => Box::pin(ls::ls(arguments, server)),
+        Some(Command::Who(arguments)) => Box::pin(who::who(arguments, server)),
+        Some(Command::Kill(arguments)) => Box::pin(kill::kill(arguments, server)),
+        Some(Command::Doctor(arguments)) => Box::pin(doctor::doctor(arguments, server)),
+        Some(Command::Key(arguments)) => return scheme::key(arguments),
+        Some(Command::Completions { shell }) => return generate::completions(*shell),
+        Some(Command::Man { directory }) => return generate::manual(directory.as_deref()),
+    })
 }
 
 /// One thread does it all: it waits, most of the time. What goes on in others ends with this process.
-fn in_runtime(work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+///
+/// The work's type is not to be known: the runtime would be there once more for each.
+fn in_runtime(
+    work: Pin<Box<dyn Future<Output = Result<u8, Failure>> + '_>>,
+) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
