@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::thread;
 
 use pglock_test_cluster::{signal, wait_until};
 
-use crate::stage::{PATIENCE, Stage, WORK, code_of, end_of, runs, text};
+use crate::stage::{PATIENCE, Stage, WORK, code_of, end_of, keepers_of, runs, text};
 
 #[test]
 fn ten_megabytes_go_through_it() {
@@ -160,7 +160,7 @@ fn a_command_does_not_outlive_pglock_that_was_killed() {
     let line = "trap '' TERM INT HUP; sh -c 'echo $$ >>journal; while :; do sleep 0.1; done'; :";
     let mut pglock = stage.pglock().args([stage.key(), "-c", line]).spawn().unwrap();
     let grandchild = only_number(&stage);
-    let [keeper] = keepers_of(&pglock)[..] else { panic!("not one keeper") };
+    let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
     pglock.kill().unwrap();
     pglock.wait().unwrap();
     wait_until("the command has ended", PATIENCE, || !runs(grandchild));
@@ -177,9 +177,9 @@ fn the_keeper_knows_no_secret_and_ends_with_the_command() {
     let stage = Stage::new();
     let pglock = stage.work(&[], "a");
     stage.until_journal(&["start a"]);
-    let [keeper] = keepers_of(&pglock)[..] else { panic!("not one keeper") };
+    let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
     let of_keeper = |what: &str| fs::read(format!("/proc/{keeper}/{what}")).unwrap();
-    assert_eq!(text(&of_keeper("cmdline")), "pglock-keeper\0--keeper\0");
+    assert_eq!(text(&of_keeper("cmdline")), "lock-keeper\0--keeper\0");
     wait_until("it has a name of its own", PATIENCE, || of_keeper("comm") == b"lock-keeper\n");
     assert_eq!(text(&of_keeper("environ")), "");
     signal(pglock.id(), "TERM");
@@ -228,16 +228,4 @@ fn a_bare_command_of_the_shell_works_as_it_does_in_one() {
 fn only_number(stage: &Stage) -> u32 {
     wait_until("the command has begun", PATIENCE, || !stage.journal().is_empty());
     stage.journal()[0].parse().unwrap()
-}
-
-fn keepers_of(pglock: &Child) -> Vec<u32> {
-    let id = pglock.id();
-    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let children = children.split_whitespace().map(|child| child.parse().unwrap());
-    children
-        .filter(|child: &u32| {
-            let called = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            called.starts_with(b"pglock-keeper")
-        })
-        .collect()
 }

@@ -8,6 +8,7 @@
     reason = "a test says what it expects, and ends where that does not hold"
 )]
 
+mod care;
 mod command;
 mod contention;
 mod examples;

@@ -175,3 +175,17 @@ pub(crate) fn runs(process_id: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with('Z'))
 }
+
+pub(crate) fn children_of(process_id: u32) -> Vec<u32> {
+    let path = format!("/proc/{process_id}/task/{process_id}/children");
+    let children = fs::read_to_string(path).unwrap();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+pub(crate) fn keepers_of(process_id: u32) -> Vec<u32> {
+    let is_keeper = |child: &u32| {
+        let called = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        called.starts_with(b"lock-keeper")
+    };
+    children_of(process_id).into_iter().filter(is_keeper).collect()
+}

@@ -13,24 +13,31 @@
 //! ```
 //!
 //! [`Child::attend`] owns these states. Only the command itself leaves `running` by its own will: signals are
-//! passed on to it, and what it does about them is its own affair.
+//! passed on to it, and what it does about them is its own affair. If something fails that looking after it
+//! needs, it is killed.
+//!
+//! The group is gone when nobody is left in it, not even one that has ended and that nobody has waited for. So
+//! this process waits for all whose parents have left them, where a process can have itself made their next one
+//! (Linux), and where it is the first process of a container.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{self, Command, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
+#[cfg(target_os = "linux")]
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp};
 use pglock::Error;
 use tokio::signal::unix::{self, SignalKind};
-use tokio::time::{Instant, Interval, interval, sleep, sleep_until};
+use tokio::time::{Instant, Interval, interval, sleep, sleep_until, timeout};
 
 use crate::args::CareArgs;
-use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, say};
 use crate::hold::Claim;
 use crate::keeper::Kept;
 use crate::signals::{Signals, exit_code, number, stop_self};
@@ -39,11 +46,14 @@ use crate::terminal::Terminal;
 /// How often one looks whether a group that was told to end has done so.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// How long what was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(1);
+
 /// A command that runs, the leader of a process group.
 pub(crate) struct Child {
-    process: process::Child,
     id: Pid,
     keeper: Kept,
+    lease: Option<Duration>,
     /// Signs of life for the keeper, under a lease.
     signs_of_life: Option<Interval>,
     changes: unix::Signal,
@@ -65,33 +75,38 @@ impl Child {
     /// Starts a command, which finds these variables in its environment.
     pub(crate) fn start(
         command: &[OsString],
-        variables: Vec<(&'static str, String)>,
+        variables: &[(&'static str, Option<String>)],
         lease: Option<Duration>,
     ) -> Result<Self, Failure> {
-        let of_system =
-            |error: io::Error| Failure::of_system("cannot look after a command", &error);
         let Some((program, arguments)) = command.split_first() else {
-            return Err(of_system(io::ErrorKind::InvalidInput.into()));
+            return Err(cannot_look_after(&io::ErrorKind::InvalidInput.into()));
         };
+        #[cfg(target_os = "linux")]
+        prctl::set_child_subreaper(true).map_err(|error| cannot_look_after(&error.into()))?;
         // Listened to before there is anything to hear.
-        let changes = unix::signal(SignalKind::child()).map_err(of_system)?;
-        let mut keeper = Kept::start(lease).map_err(of_system)?;
-        let process = Command::new(program)
-            .args(arguments)
-            .envs(variables)
-            .process_group(0)
-            .spawn()
-            .map_err(|error| not_started(program, &error))?;
+        let changes =
+            unix::signal(SignalKind::child()).map_err(|error| cannot_look_after(&error))?;
+        let mut keeper = Kept::start(lease).map_err(|error| cannot_look_after(&error))?;
+        let mut command = Command::new(program);
+        command.args(arguments).process_group(0);
+        for (name, value) in variables {
+            match value {
+                Some(value) => command.env(name, value),
+                // One of a lock outside of this one would mislead.
+                None => command.env_remove(name),
+            };
+        }
+        let process = command.spawn().map_err(|error| not_started(program, &error))?;
         let id = Pid::from_raw(i32::try_from(process.id()).unwrap_or_default());
         if let Err(error) = keeper.guard(id) {
             // A command that nobody looks after must not outlive the lock.
             let _ = killpg(id, Signal::SIGKILL);
-            return Err(of_system(error));
+            return Err(cannot_look_after(&error));
         }
         let mut child = Self {
-            process,
             id,
             keeper,
+            lease,
             signs_of_life: lease.map(|lease| interval((lease / 10).max(LOOK))),
             changes,
             terminal: Terminal::open(),
@@ -110,53 +125,91 @@ impl Child {
         signals: &mut Signals,
         care: &CareArgs,
     ) -> Result<End, Failure> {
+        match self.until_end(claim, signals, care).await {
+            Ok(end) => Ok(self.conclude(end)),
+            Err(error) => {
+                self.kill().await;
+                Err(cannot_look_after(&error))
+            }
+        }
+    }
+
+    async fn until_end(
+        &mut self,
+        claim: &mut Claim,
+        signals: &mut Signals,
+        care: &CareArgs,
+    ) -> io::Result<End> {
         let mut lost = None;
+        let mut kill_at = None;
         let mut ended = None;
         loop {
-            let kill_at = lost.as_ref().map(|(_, kill_at)| *kill_at);
             tokio::select! {
                 biased;
-                _ = self.changes.recv(), if ended.is_none() => {
-                    ended = self.look().map_err(|error| Failure::of_system("wait", &error))?;
-                }
+                _ = self.changes.recv() => {}
                 signal = signals.next() => self.pass_on(signal),
                 error = claim.lost(), if lost.is_none() => {
-                    lost = Some((error, Instant::now() + care.kill_after));
+                    lost = Some(error);
                     self.terminate();
+                    kill_at = Instant::now().checked_add(care.kill_after);
                 }
                 () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
                     self.signal_group(Signal::SIGKILL);
-                    lost = lost.map(|(error, _)| (error, Instant::now() + care.kill_after));
+                    kill_at = Instant::now().checked_add(care.kill_after.max(LOOK));
                 }
                 () = sleep(LOOK), if lost.is_some() && ended.is_some() => {}
                 () = sign_of_life(&mut self.signs_of_life, &mut self.keeper) => {}
             }
+            ended = self.reap()?.or(ended);
+            self.keep_guarded()?;
             match (ended, lost.take()) {
-                (Some(code), None) => return Ok(self.conclude(End::Exited(code))),
-                (Some(_), Some((error, _))) if self.group_is_gone() => {
-                    return Ok(self.conclude(End::Lost(error)));
-                }
+                (Some(code), None) => return Ok(End::Exited(code)),
+                (Some(_), Some(error)) if self.group_is_gone() => return Ok(End::Lost(error)),
                 (_, still) => lost = still,
             }
         }
     }
 
-    /// What happened to the command, if anything: its exit code once it has ended.
-    fn look(&mut self) -> io::Result<Option<u8>> {
-        if let Some(status) = self.process.try_wait()? {
-            return Ok(Some(code_of(status)));
-        }
-        // The standard library does not tell of a command that was stopped. One that ends just now is told
-        // of here.
-        match waitpid(self.id, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED))? {
-            WaitStatus::Exited(_, code) => Ok(Some(u8::try_from(code).unwrap_or(u8::MAX))),
-            WaitStatus::Signaled(_, signal, _) => Ok(Some(exit_code(number(signal)))),
-            WaitStatus::Stopped(_, signal) => {
-                self.was_stopped(signal);
-                Ok(None)
+    /// Takes note of what has happened to all that this process has to wait for. The exit code of the command,
+    /// if it has ended.
+    fn reap(&mut self) -> io::Result<Option<u8>> {
+        let mut ended = None;
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
+                Ok(WaitStatus::Exited(id, code)) if id == self.id => {
+                    ended = Some(u8::try_from(code).unwrap_or(u8::MAX));
+                }
+                Ok(WaitStatus::Signaled(id, signal, _)) if id == self.id => {
+                    ended = Some(exit_code(number(signal)));
+                }
+                Ok(WaitStatus::Stopped(id, signal)) if id == self.id => self.was_stopped(signal),
+                Ok(status) => self.keeper.note(status),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
             }
-            _ => Ok(None),
         }
+    }
+
+    /// Has another keeper stand by if somebody has killed the one that did.
+    fn keep_guarded(&mut self) -> io::Result<()> {
+        if self.keeper.has_failed() {
+            self.keeper = Kept::start(self.lease)?;
+            self.keeper.guard(self.id)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a command that cannot be looked after, before its lock is given up.
+    async fn kill(&mut self) {
+        self.signal_group(Signal::SIGKILL);
+        let gone = async {
+            while !self.group_is_gone() {
+                let _ = self.reap();
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(DYING, gone).await;
     }
 
     /// The terminal stopped the command: because it wanted to use it, or because of the stop key.
@@ -168,20 +221,17 @@ impl Child {
             self.give_terminal();
             self.signal_group(Signal::SIGCONT);
         } else if self.has_terminal || wants_terminal {
-            self.stop_with_command();
+            self.stop_with_command(stop_job);
         }
     }
 
-    /// Stops what was started together with this process, as the shell expects it of a job; and goes on,
-    /// together with the command, when the shell says so.
-    fn stop_with_command(&mut self) {
+    /// Stops this process, as the shell expects it of a job; and goes on, together with the command, when the
+    /// shell says so.
+    fn stop_with_command(&mut self, stop: fn()) {
         if self.has_terminal {
             self.terminal.as_ref().inspect(|terminal| terminal.take_back());
         }
-        // All of the job: the shell waits for each of a pipeline.
-        if killpg(getpgrp(), Signal::SIGSTOP).is_err() {
-            stop_self();
-        }
+        stop();
         // Here it goes on. In the background, the terminal is not ours to give.
         self.has_terminal = false;
         if self.terminal.as_ref().is_some_and(Terminal::is_for_command) {
@@ -198,9 +248,10 @@ impl Child {
     /// What a terminal or a service manager sends is for all that the command started, the rest for itself.
     fn pass_on(&mut self, signal: Signal) {
         match signal {
+            // A terminal has sent it to all of the job.
             Signal::SIGTSTP => {
                 self.signal_group(Signal::SIGTSTP);
-                self.stop_with_command();
+                self.stop_with_command(stop_self);
             }
             // It may have ended, and not been looked at.
             Signal::SIGUSR1 | Signal::SIGUSR2 => drop(kill(self.id, signal)),
@@ -216,7 +267,11 @@ impl Child {
 
     fn signal_group(&self, signal: Signal) {
         // There may be nobody left in it.
-        let _ = killpg(self.id, signal);
+        if killpg(self.id, signal) == Err(Errno::EPERM) {
+            say(format_args!(
+                "{signal} cannot be sent to the command, which runs as another user; waiting for it to end"
+            ));
+        }
     }
 
     fn group_is_gone(&self) -> bool {
@@ -245,11 +300,15 @@ async fn sign_of_life(due: &mut Option<Interval>, keeper: &mut Kept) {
     }
 }
 
-fn code_of(status: ExitStatus) -> u8 {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
-        (None, signal) => exit_code(signal.unwrap_or_default()),
+/// Stops all of the job that this process is of: the shell waits for each of a pipeline.
+fn stop_job() {
+    if killpg(getpgrp(), Signal::SIGSTOP).is_err() {
+        stop_self();
     }
+}
+
+fn cannot_look_after(error: &io::Error) -> Failure {
+    Failure::of_system("cannot look after a command", error)
 }
 
 fn not_started(program: &OsString, error: &io::Error) -> Failure {

@@ -23,23 +23,26 @@
 //! a heartbeat each third. The keeper is done by then.
 //!
 //! The keeper is the same executable, and holds back every signal that can be held back: those that a terminal
-//! or a service manager sends to all. It goes by another name, so that `killall -9 pglock` leaves it to do its
-//! work.
+//! or a service manager sends to all. It goes by another name, so that `pkill -9 -f pglock` leaves it to do its
+//! work. If it dies, pglock starts another one.
+//!
+//! The group is that of the command. What left it, as daemons do, is not reached; nor is what another user owns.
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{self, ChildStdin, Command, ExitCode, Stdio};
+use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{self, Pid};
 
 /// What makes an executable of pglock a keeper.
 const CALL: &str = "--keeper";
@@ -47,41 +50,90 @@ const CALL: &str = "--keeper";
 const SIGN_OF_LIFE: u8 = b'.';
 const DONE: u8 = b'!';
 
-/// The keeper, as pglock has it.
+/// With what a keeper exits that has ended the command.
+const HAS_ENDED_IT: u8 = 3;
+
+/// The keeper, as pglock has it. Dropped before the command has ended, it ends the command.
 pub(crate) struct Kept {
-    keeper: process::Child,
-    pipe: ChildStdin,
+    id: Pid,
+    /// Until the keeper is to go.
+    pipe: Option<ChildStdin>,
+    /// How it ended, if that is known.
+    ended: Option<WaitStatus>,
 }
 
 impl Kept {
     /// Starts a keeper that ends nothing until it is told of a group.
     pub(crate) fn start(lease: Option<Duration>) -> io::Result<Self> {
         let mut keeper = Command::new(executable()?);
-        keeper.arg0("pglock-keeper").arg(CALL).env_clear().process_group(0);
+        keeper.arg0("lock-keeper").arg(CALL).env_clear().process_group(0);
         if let Some(lease) = lease {
             keeper.arg(lease.as_millis().to_string());
         }
         let mut keeper =
             keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let id = Pid::from_raw(i32::try_from(keeper.id()).unwrap_or_default());
         let pipe = keeper.stdin.take().ok_or_else(|| io::Error::other("no pipe"))?;
-        Ok(Self { keeper, pipe })
+        Ok(Self { id, pipe: Some(pipe), ended: None })
     }
 
     pub(crate) fn guard(&mut self, group: Pid) -> io::Result<()> {
-        self.pipe.write_all(&group.as_raw().to_be_bytes())
+        self.write(&group.as_raw().to_be_bytes())
     }
 
     pub(crate) fn sign_of_life(&mut self) {
-        // A keeper that has ended has ended the command, which is noticed.
-        let _ = self.pipe.write_all(&[SIGN_OF_LIFE]);
+        // If it has ended, that is noticed.
+        let _ = self.write(&[SIGN_OF_LIFE]);
+    }
+
+    /// Takes note of what happened to a child of this process, should that be the keeper.
+    pub(crate) fn note(&mut self, status: WaitStatus) {
+        let is_end = matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
+        if is_end && status.pid() == Some(self.id) {
+            self.ended = Some(status);
+        }
+    }
+
+    /// Whether it has ended for another reason than that it ended the command.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.ended.is_some() && !self.has_ended_the_command()
     }
 
     /// The command has ended. Tells whether the keeper ended it.
     pub(crate) fn dismiss(mut self) -> bool {
-        let done = self.pipe.write_all(&[DONE]);
-        drop(self.pipe);
-        let ended = self.keeper.wait();
-        done.is_err() || ended.is_ok_and(|status| !status.success())
+        let _ = self.write(&[DONE]);
+        self.wait();
+        self.has_ended_the_command()
+    }
+
+    fn has_ended_the_command(&self) -> bool {
+        matches!(self.ended, Some(WaitStatus::Exited(_, code)) if code == HAS_ENDED_IT.into())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.pipe.as_mut().map_or(Ok(()), |pipe| pipe.write_all(bytes))
+    }
+
+    /// Waits for its end, which that of the pipe brings about.
+    fn wait(&mut self) {
+        drop(self.pipe.take());
+        if self.ended.is_none() {
+            // Somebody may have stopped it.
+            let _ = kill(self.id, Signal::SIGCONT);
+        }
+        while self.ended.is_none() {
+            match waitpid(self.id, None) {
+                Ok(status) => self.ended = Some(status),
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.wait();
     }
 }
 
@@ -111,20 +163,22 @@ impl Keeper {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
         // Where a process may name itself (Linux).
         let _ = fs::write("/proc/self/comm", "lock-keeper");
-        // Without a buffer, in which something could wait unseen.
-        let Ok(pipe) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
-        let mut pipe = File::from(pipe);
         let mut group = [0; 4];
-        if pipe.read_exact(&mut group).is_err() {
+        // Written at once, it is read at once.
+        if unistd::read(io::stdin(), &mut group) != Ok(group.len()) {
             // There is no command.
             return ExitCode::SUCCESS;
         }
         let group = Pid::from_raw(i32::from_be_bytes(group));
-        match self.watch(&mut pipe) {
+        if group.as_raw() <= 1 {
+            // Those numbers mean this process's own group, and everybody.
+            return ExitCode::FAILURE;
+        }
+        match self.watch() {
             Outcome::Done => ExitCode::SUCCESS,
             Outcome::Dead => {
                 let _ = killpg(group, Signal::SIGKILL);
-                ExitCode::FAILURE
+                HAS_ENDED_IT.into()
             }
             Outcome::Silent(kill_at) => {
                 let _ = killpg(group, Signal::SIGTERM);
@@ -134,12 +188,13 @@ impl Keeper {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 let _ = killpg(group, Signal::SIGKILL);
-                ExitCode::FAILURE
+                HAS_ENDED_IT.into()
             }
         }
     }
 
-    fn watch(&self, pipe: &mut File) -> Outcome {
+    fn watch(&self) -> Outcome {
+        let pipe = io::stdin();
         let mut heard = Instant::now();
         loop {
             let silence = self.lease.map(|lease| (heard + lease * 4 / 10, heard + lease * 6 / 10));
@@ -158,11 +213,12 @@ impl Keeper {
                 }
             }
             let mut bytes = [0; 64];
-            match pipe.read(&mut bytes) {
+            // Not through the standard library's buffer, in which something could wait unseen.
+            match unistd::read(&pipe, &mut bytes) {
                 Ok(0) => return Outcome::Dead,
                 Ok(_) if bytes.contains(&DONE) => return Outcome::Done,
                 Ok(_) => heard = Instant::now(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::EINTR) => {}
                 Err(_) => return Outcome::Dead,
             }
         }

@@ -21,7 +21,7 @@ use crate::child::End;
 use crate::exit::{Failure, say};
 use crate::hold::{Asked, Claim};
 use crate::key::NamedKey;
-use crate::run::{interrupted, lost, start};
+use crate::run::{NotStarted, frozen, interrupted, lost, start};
 use crate::server::Server;
 use crate::signals::Signals;
 use crate::waiting;
@@ -106,9 +106,18 @@ impl<'a> Candidate<'a> {
         let mut pause = self.args.restart_delay;
         loop {
             let began = Instant::now();
-            let end = match start(care, &self.key, &self.command, &mut claim).await {
+            let started = tokio::select! {
+                started = start(care, &self.key, &self.command, &mut claim) => started,
+                signal = signals.end() => Err(NotStarted::Interrupted(signal)),
+            };
+            let end = match started {
                 Ok(child) => child.attend(&mut claim, signals, care).await,
-                Err(failure) => Err(failure),
+                Err(NotStarted::Interrupted(signal)) => {
+                    claim.abandon().await;
+                    return Ok(Some(interrupted(signal)));
+                }
+                Err(NotStarted::Lost(error)) => Ok(End::Lost(error)),
+                Err(NotStarted::Failed(failure)) => Err(failure),
             };
             let code = match end {
                 Ok(End::Exited(code)) => code,
@@ -117,8 +126,8 @@ impl<'a> Candidate<'a> {
                     return Ok(signals.told_to_end().then_some(code));
                 }
                 Ok(End::Frozen) => {
-                    say(format_args!("{}: pglock was stopped for too long", self.key));
-                    return Ok(signals.told_to_end().then_some(care.lost_exit_code));
+                    let code = frozen(&self.key, care);
+                    return Ok(signals.told_to_end().then_some(code));
                 }
                 Err(failure) => {
                     claim.abandon().await;

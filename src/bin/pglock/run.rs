@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use pglock::{Config, Error};
+use pglock::{Config, Error, ErrorKind};
 use tokio::time::sleep;
 
 use crate::args::{CareArgs, RunArgs};
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: &RunArgs, server: &Server) -> Result<u8, Failure> 
     let connecting = connect(args, &key, &config);
     let mut claim = tokio::select! {
         claim = connecting => claim?,
-        signal = signals.end() => return Ok(interrupted(signal)),
+        signal = signals.any() => return Ok(interrupted(signal)),
     };
     match claim_it(args, &key, &config, &mut claim, &mut signals).await {
         Ok(None) => under_lock(args, &key, &command, claim, &mut signals).await,
@@ -72,7 +72,7 @@ async fn claim_it(
     let began = Instant::now();
     let asked = tokio::select! {
         asked = claim.acquire(args.patience()) => asked?,
-        signal = signals.end() => return Ok(Some(interrupted(signal))),
+        signal = signals.any() => return Ok(Some(interrupted(signal))),
         never = waiting::show(key, args.permits, config) => match never {},
     };
     if args.care.verbose {
@@ -90,7 +90,7 @@ async fn claim_it(
         Asked::Waited => tokio::select! {
             () = sleep(args.care.settle) => Ok(None),
             error = claim.lost() => Ok(Some(lost(key, &error, &args.care))),
-            signal = signals.end() => Ok(Some(interrupted(signal))),
+            signal = signals.any() => Ok(Some(interrupted(signal))),
         },
     }
 }
@@ -103,27 +103,23 @@ async fn under_lock(
     mut claim: Claim,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
-    let end = match start(&args.care, key, command, &mut claim).await {
+    let started = tokio::select! {
+        started = start(&args.care, key, command, &mut claim) => started,
+        signal = signals.any() => Err(NotStarted::Interrupted(signal)),
+    };
+    let end = match started {
         Ok(child) => child.attend(&mut claim, signals, &args.care).await,
-        Err(failure) => Err(failure),
+        Err(NotStarted::Interrupted(signal)) => {
+            claim.abandon().await;
+            return Ok(interrupted(signal));
+        }
+        Err(NotStarted::Lost(error)) => Ok(End::Lost(error)),
+        Err(NotStarted::Failed(failure)) => Err(failure),
     };
     match end {
-        Ok(End::Exited(code)) => match claim.release().await {
-            Ok(()) => Ok(code),
-            Err(error) if error.is_lost() => Ok(lost(key, &error, &args.care)),
-            // The command has done its work, and the lock ends with this process.
-            Err(error) => {
-                say(error);
-                Ok(code)
-            }
-        },
+        Ok(End::Exited(code)) => give_back(args, key, claim, signals, code).await,
         Ok(End::Lost(error)) => Ok(lost(key, &error, &args.care)),
-        Ok(End::Frozen) => {
-            say(format_args!(
-                "{key}: pglock was stopped for so long that the lease may have ended; the command was ended"
-            ));
-            Ok(args.care.lost_exit_code)
-        }
+        Ok(End::Frozen) => Ok(frozen(key, &args.care)),
         Err(failure) => {
             claim.abandon().await;
             Err(failure)
@@ -131,28 +127,78 @@ async fn under_lock(
     }
 }
 
+/// Gives the lock back when the command has done its work. What happens to the lock now is no matter of the
+/// command's, unless it was lost before.
+async fn give_back(
+    args: &RunArgs,
+    key: &NamedKey,
+    claim: Claim,
+    signals: &mut Signals,
+    code: u8,
+) -> Result<u8, Failure> {
+    let released = tokio::select! {
+        released = claim.release() => released,
+        // The lock ends with this process.
+        _ = signals.any() => return Ok(code),
+    };
+    match released {
+        Ok(()) => Ok(code),
+        // The server is silent, and so it has not said that it was lost.
+        Err(error) if error.is_lost() && error.kind() != ErrorKind::Timeout => {
+            Ok(lost(key, &error, &args.care))
+        }
+        Err(error) => {
+            say(error);
+            Ok(code)
+        }
+    }
+}
+
+/// Why a command does not run though the lock was acquired.
+pub(crate) enum NotStarted {
+    Interrupted(Signal),
+    Lost(Error),
+    Failed(Failure),
+}
+
+/// Starts the command under the lock. Dropping this future before it completes starts nothing.
 pub(crate) async fn start(
     care: &CareArgs,
     key: &NamedKey,
     command: &[OsString],
     claim: &mut Claim,
-) -> Result<Child, Failure> {
-    let mut variables = vec![("PGLOCK_HELD", "1".to_owned()), ("PGLOCK_KEY", key.number())];
-    variables.extend(key.name().map(|name| ("PGLOCK_NAME", name.to_owned())));
-    variables.extend(claim.slot().map(|slot| ("PGLOCK_SLOT", slot.to_string())));
+) -> Result<Child, NotStarted> {
+    let mut fence = None;
     if care.fence {
-        variables.extend(claim.fence().await?.map(|fence| ("PGLOCK_FENCE", fence.to_string())));
+        fence = claim.fence().await.map_err(|error| {
+            if error.is_lost() { NotStarted::Lost(error) } else { NotStarted::Failed(error.into()) }
+        })?;
     }
     if care.verbose {
         let program = command.first().map(|program| program.to_string_lossy());
         say(format_args!("{key}: running {}", program.unwrap_or_default()));
     }
-    Child::start(command, variables, care.lease)
+    let variables = [
+        ("PGLOCK_HELD", Some("1".to_owned())),
+        ("PGLOCK_KEY", Some(key.number())),
+        ("PGLOCK_NAME", key.name().map(str::to_owned)),
+        ("PGLOCK_SLOT", claim.slot().map(|slot| slot.to_string())),
+        ("PGLOCK_FENCE", fence.map(|fence| fence.to_string())),
+    ];
+    Child::start(command, &variables, care.lease).map_err(NotStarted::Failed)
 }
 
 /// Says that the lock was lost, and why.
 pub(crate) fn lost(key: &NamedKey, error: &Error, care: &CareArgs) -> u8 {
     say(format_args!("{key}: the lock was lost: {error}"));
+    care.lost_exit_code
+}
+
+/// Says that the keeper had to end the command.
+pub(crate) fn frozen(key: &NamedKey, care: &CareArgs) -> u8 {
+    say(format_args!(
+        "{key}: pglock was stopped for so long that the lease may have ended; the command was ended"
+    ));
     care.lost_exit_code
 }
 
