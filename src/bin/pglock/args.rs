@@ -380,7 +380,12 @@ What the command finds in its environment:
 What becomes of the command:
   It has a process group of its own. INT, TERM, HUP and QUIT are passed on to the group, USR1 and USR2 to the
   command. When the lock is lost, the group gets TERM, and KILL after --kill-after. If pglock is killed, the
-  group is killed at once.
+  group is killed at once. What leaves the group, as a daemon does, is not reached, nor what runs as another user.
+
+Signals to pglock itself:
+  While there is no command, each of them ends it. `pglock lead` is ended by INT, TERM and QUIT, and by HUP where
+  it was started on a terminal: with one of them the command's end is the end. The others leave a candidate in
+  peace.
 
 Exit codes:
   the command's own, or 128 and the number of the signal that ended it

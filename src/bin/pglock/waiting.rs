@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pglock::{Config, Holders, Session};
 use tokio::time::sleep;
@@ -58,9 +58,21 @@ fn text(
         (Some(permits), _) => {
             format!("waiting for one of {permits} permits of {key} for {waited} s")
         }
-        (None, Some(holders)) => format!("waiting for {key} for {waited} s: {holders}"),
+        (None, Some(holders)) => match held(holders) {
+            Some(held) => format!(
+                "waiting for {key} for {waited} s, held for {} s: {holders}",
+                held.as_secs()
+            ),
+            None => format!("waiting for {key} for {waited} s: {holders}"),
+        },
         (None, None) => format!("waiting for {key} for {waited} s"),
     }
+}
+
+/// For how long the key has been held at least, if the clocks of the server and of this machine agree.
+fn held(holders: &Holders) -> Option<Duration> {
+    let first = holders.holders().first()?;
+    SystemTime::now().duration_since(first.since()?).ok()
 }
 
 /// A line on standard error that is taken away in the end.
