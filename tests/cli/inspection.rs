@@ -1,7 +1,7 @@
 //! The subcommands that look at a server, and `kill`.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Raw, Settings, role, wait_until};
@@ -188,6 +188,67 @@ fn kill_ends_the_holders_and_returns_when_the_key_is_free() {
     let (code, out, err) = run(&mut pglock_as(&admin(&cluster), &["kill", "7", "--yes"]));
     assert_eq!((code, out.as_str()), (1, ""));
     assert_eq!(err, "pglock: key 7: nobody holds it\n");
+}
+
+/// Has `pglock` run a command with one of two permits of `sem`, in a session called so.
+fn with_permit(cluster: &Cluster, name: &str) -> (Running, BufReader<ChildStdout>) {
+    let arguments = ["--permits", "2", "sem", "sh", "-c", "echo $PGLOCK_SLOT; exec sleep 1000"];
+    let mut command = pglock_as(&admin(cluster), &arguments);
+    let child = command.env("PGAPPNAME", name).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = Running(child.unwrap());
+    let out = BufReader::new(child.0.stdout.take().unwrap());
+    (child, out)
+}
+
+#[test]
+fn permits_can_be_looked_at_and_taken_away() {
+    let cluster = Settings::new().start();
+    let run = |arguments: &[&str]| run(&mut pglock_as(&admin(&cluster), arguments));
+    let named = |arguments: &[&str]| {
+        let (_, out, _) = run(&[&["ls"], arguments].concat());
+        out.lines().filter(|line| line.contains("  sem  ")).count()
+    };
+    let begun = |out: &mut BufReader<ChildStdout>| {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        line
+    };
+    let nobody = String::from("pglock: a permit of \"sem\": nobody holds it\n");
+    assert_eq!(run(&["who", "--permits", "sem"]), (1, String::new(), String::new()));
+    assert_eq!(run(&["kill", "-y", "--permits", "sem"]), (1, String::new(), nobody));
+
+    let (mut first, mut out) = with_permit(&cluster, "first");
+    let slot = begun(&mut out);
+    // Its permit, and how many there are.
+    assert_eq!((named(&[]), named(&["--name", "sem"])), (0, 2));
+    let (mut second, mut out) = with_permit(&cluster, "pglock sem");
+    let mut slots = [slot, begun(&mut out)];
+    slots.sort();
+    assert_eq!(slots, ["0\n", "1\n"]);
+    let _third = with_permit(&cluster, "third");
+    let mut look = cluster.raw();
+    let turnstile = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid::int = -1";
+    wait_until("the third waits", PATIENCE, || look.value(turnstile) == "1");
+    assert_eq!(named(&[]), 6, "the second tells the name of the others too");
+
+    let (code, out, err) = run(&["who", "--permits", "sem"]);
+    assert_eq!((code, err.as_str(), out.lines().count()), (0, "", 3), "{out}");
+    for what in [
+        "holds permit 0 since 2",
+        "holds permit 1 since 2",
+        "of app \"third\" by role \"postgres\" waits for a permit, as the next\n",
+    ] {
+        assert!(out.contains(what), "{out}");
+    }
+    // The plain key is another lock.
+    assert_eq!(run(&["who", "sem"]).0, 1);
+    assert_eq!(run(&["-n", "sem", "true"]).0, 0);
+
+    let (code, out, _) = run(&["kill", "--yes", "--permits", "sem"]);
+    assert_eq!((code, out.lines().count()), (0, 2), "{out}");
+    for holder in [&mut first, &mut second] {
+        assert_eq!(holder.0.wait().unwrap().code(), Some(75));
+    }
 }
 
 #[test]

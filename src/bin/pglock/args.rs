@@ -62,6 +62,9 @@ pub(crate) enum Command {
     /// Print the number of a key, also as other programs derive it from names
     Key(KeyArgs),
     /// Show who holds which lock, and who waits
+    ///
+    /// Of the keys with --permits, which are pairs A,B, those with a B from 0 on are the permits; who waits for
+    /// one is at -1, and what is below says how many permits there are.
     Ls(LsArgs),
     /// Show who holds a key, and who waits for it; exit with 1 if it is free
     Who(WhoArgs),
@@ -107,6 +110,9 @@ pub(crate) struct RunArgs {
     #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
     pub(crate) conflict_exit_code: u8,
     /// Let in as many at a time as this: a semaphore. All have to say the same number
+    ///
+    /// A permit and the KEY without this option are different locks: neither keeps the other out. To look at
+    /// permits, say --permits to `pglock who` and `pglock kill` as well, without a number.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "shared")]
     pub(crate) permits: Option<u32>,
     /// What the KEY is, where it could be read in several ways

@@ -64,6 +64,20 @@ impl fmt::Display for NamedKey {
     }
 }
 
+/// The first number of the keys of a semaphore of this name: [`pglock::Semaphore`] has the table.
+pub(crate) fn class_of(name: &str) -> Option<i32> {
+    let hash: i64 = number(Key::from_name(name)).parse().ok()?;
+    let [u0, u1, u2, u3, l0, l1, l2, l3] = hash.to_be_bytes();
+    Some(i32::from_be_bytes([u0, u1, u2, u3]) ^ i32::from_be_bytes([l0, l1, l2, l3]))
+}
+
+/// The two numbers of a pair.
+pub(crate) fn numbers(key: Key) -> Option<(i32, i32)> {
+    let written = number(key);
+    let (class, object) = written.split_once(',')?;
+    Some((class.parse().ok()?, object.parse().ok()?))
+}
+
 /// A key as it is written on the command line: the parentheses of a pair would be the shell's.
 pub(crate) fn number(key: Key) -> String {
     key.to_string().replace(['(', ')', ' '], "")

@@ -5,13 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
 use clap::Args;
-use pglock::{AdvisoryLock, AdvisoryLocks, Key, Session};
+use pglock::{AdvisoryLock, Key, Session};
 use tokio::time::{Instant, sleep};
 
 use crate::args::seconds;
 use crate::exit::{Failure, REFUSED, UNAVAILABLE, USAGE, say};
-use crate::key::{KeyAs, NamedKey};
-use crate::locks::{line, session as name_of};
+use crate::locks::{Subject, SubjectArgs, session as name_of};
 use crate::output::print;
 use crate::server::Server;
 
@@ -31,56 +30,53 @@ pub(crate) struct KillArgs {
     /// How long the sessions may take to let go
     #[arg(short, long, value_name = "SECS", value_parser = seconds, default_value = "30")]
     wait: Duration,
-    /// What the KEY is, where it could be read in several ways
-    #[arg(long, value_name = "KIND")]
-    key_as: Option<KeyAs>,
-    /// The key: a number, two with a comma between, or a name
-    #[arg(allow_negative_numbers = true, allow_hyphen_values = true)]
-    key: String,
+    #[command(flatten)]
+    subject: SubjectArgs,
 }
 
 pub(crate) async fn kill(args: &KillArgs, server: &Server) -> Result<u8, Failure> {
-    let key = NamedKey::parse(&args.key, args.key_as)?;
+    let subject = Subject::new(&args.subject)?;
     let mut session = Session::connect(&server.config("pglock kill")?).await?;
-    let locks = session.advisory_locks_on(key.key).await?;
-    let holders = holders(&locks);
+    let mut holders = subject.locks(&mut session).await?;
+    holders.retain(|lock| subject.is_held_by(lock));
     if holders.is_empty() {
-        say(format_args!("{key}: nobody holds it"));
+        say(format_args!("{subject}: nobody holds it"));
         return Ok(NOTHING_DONE);
     }
     let mut prepared = false;
     let (mut condemned, mut spared) = (Vec::new(), Vec::new());
     let terminal = if args.yes { None } else { Some(Terminal::open()?) };
-    for holder in holders {
-        print(&(line(holder) + "\n"))?;
+    for holder in &holders {
+        print(&(subject.line(holder) + "\n"))?;
         let Some(process_id) = holder.process_id() else {
             prepared = true;
             continue;
         };
-        // One that holds the key in both modes is asked about once.
-        if !condemned.contains(&process_id) && !spared.contains(&process_id) {
-            let is_meant = is_meant(holder, terminal.as_ref())?;
-            if is_meant { &mut condemned } else { &mut spared }.push(process_id);
+        // One that holds the key in both modes, or several permits, is asked about once.
+        if !condemned.iter().any(|(_, condemned)| *condemned == process_id)
+            && !spared.contains(&process_id)
+        {
+            if is_meant(holder, terminal.as_ref())? {
+                condemned.push((holder.key(), process_id));
+            } else {
+                spared.push(process_id);
+            }
         }
     }
-    for process_id in &condemned {
-        end(&mut session, key.key, *process_id).await?;
+    for (key, process_id) in &condemned {
+        end(&mut session, *key, *process_id).await?;
     }
-    await_end(&mut session, &key, &condemned, args.wait).await?;
+    await_end(&mut session, &subject, &condemned, args.wait).await?;
     if prepared {
         return Err(Failure::new(
             UNAVAILABLE,
             format!(
-                "{key}: a prepared transaction has no session that could be ended; find it in \
+                "{subject}: a prepared transaction has no session that could be ended; find it in \
                  pg_prepared_xacts, and end it by ROLLBACK PREPARED"
             ),
         ));
     }
     Ok(if condemned.is_empty() { NOTHING_DONE } else { 0 })
-}
-
-fn holders(locks: &AdvisoryLocks) -> Vec<&AdvisoryLock> {
-    locks.listed().iter().filter(|lock| lock.is_granted()).collect()
 }
 
 /// Where somebody is asked: the terminal, whatever standard input is.
@@ -120,29 +116,31 @@ async fn end(session: &mut Session, key: Key, process_id: i32) -> Result<(), Fai
     }
 }
 
-/// Waits until none of these holds the key.
+/// Waits until none of these holds its key.
 async fn await_end(
     session: &mut Session,
-    key: &NamedKey,
-    condemned: &[i32],
+    subject: &Subject,
+    condemned: &[(Key, i32)],
     patience: Duration,
 ) -> Result<(), Failure> {
     let asked = Instant::now();
-    loop {
-        let locks = session.advisory_locks_on(key.key).await?;
-        let holds = |lock: &&AdvisoryLock| {
-            lock.process_id().is_some_and(|process_id| condemned.contains(&process_id))
-        };
-        let Some(left) = holders(&locks).into_iter().find(holds) else { return Ok(()) };
-        if asked.elapsed() >= patience {
-            return Err(Failure::new(
-                UNAVAILABLE,
-                format!(
-                    "{key}: {} was told to end, and has not within {patience:?}",
-                    name_of(left)
-                ),
-            ));
+    for (key, process_id) in condemned {
+        loop {
+            let locks = session.advisory_locks_on(*key).await?;
+            let holds =
+                |lock: &&AdvisoryLock| lock.is_granted() && lock.process_id() == Some(*process_id);
+            let Some(left) = locks.listed().iter().find(holds) else { break };
+            if asked.elapsed() >= patience {
+                return Err(Failure::new(
+                    UNAVAILABLE,
+                    format!(
+                        "{subject}: {} was told to end, and has not within {patience:?}",
+                        name_of(left)
+                    ),
+                ));
+            }
+            sleep(LOOK_EVERY).await;
         }
-        sleep(LOOK_EVERY).await;
     }
+    Ok(())
 }

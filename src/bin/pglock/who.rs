@@ -4,8 +4,7 @@ use clap::Args;
 use pglock::Session;
 
 use crate::exit::Failure;
-use crate::key::{KeyAs, NamedKey};
-use crate::locks::line;
+use crate::locks::{Subject, SubjectArgs};
 use crate::output::print;
 use crate::server::Server;
 
@@ -14,20 +13,16 @@ const FREE: u8 = 1;
 
 #[derive(Args, Debug)]
 pub(crate) struct WhoArgs {
-    /// What the KEY is, where it could be read in several ways
-    #[arg(long, value_name = "KIND")]
-    key_as: Option<KeyAs>,
-    /// The key: a number, two with a comma between, or a name
-    #[arg(allow_negative_numbers = true, allow_hyphen_values = true)]
-    key: String,
+    #[command(flatten)]
+    subject: SubjectArgs,
 }
 
 pub(crate) async fn who(args: &WhoArgs, server: &Server) -> Result<u8, Failure> {
-    let key = NamedKey::parse(&args.key, args.key_as)?.key;
+    let subject = Subject::new(&args.subject)?;
     let mut session = Session::connect(&server.config("pglock who")?).await?;
-    let locks = session.advisory_locks_on(key).await?;
-    let lines: String = locks.listed().iter().map(|lock| line(lock) + "\n").collect();
+    let locks = subject.locks(&mut session).await?;
+    let lines: String = locks.iter().map(|lock| subject.line(lock) + "\n").collect();
     print(&lines)?;
-    let is_held = locks.listed().iter().any(pglock::AdvisoryLock::is_granted);
+    let is_held = locks.iter().any(|lock| subject.is_held_by(lock));
     Ok(if is_held { 0 } else { FREE })
 }
