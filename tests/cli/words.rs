@@ -44,7 +44,9 @@ fn a_subcommands_name_can_be_a_key() {
 
 #[test]
 fn the_key_of_a_name_is_the_one_that_the_command_runs_under() {
-    for arguments in [&["nightly-report"][..], &["7, -2"], &["--scheme", "go-pglock", "42"]] {
+    for arguments in
+        [&["nightly-report"][..], &["7, -2"], &["-7,2"], &[" 7"], &["--scheme", "go-pglock", "42"]]
+    {
         let printed = pglock(&[&["key"], arguments].concat());
         let number = text(&printed.stdout).trim().to_owned();
         let script = "echo $PGLOCK_KEY";
@@ -53,9 +55,28 @@ fn the_key_of_a_name_is_the_one_that_the_command_runs_under() {
             _ => pglock(&["--key-as", "name", "42", "sh", "-c", script]),
         };
         assert_eq!(text(&output.stdout).trim(), number);
-        let again = pglock(&["key", "--", &number]);
+        let again = pglock(&["key", &number]);
         assert_eq!(text(&again.stdout).trim(), number);
     }
+}
+
+#[test]
+fn a_pair_that_begins_like_an_option_is_a_key() {
+    let line = ["sh", "-c", "echo $PGLOCK_KEY $*", "sh", "-3,4", "--", "-Z"];
+    for before in [&[][..], &["-n"], &["-w", "-0"], &["run"], &["run", "-n"], &["lead"], &["--"]] {
+        let output = pglock(&[before, &["-1,2"], &line].concat());
+        let printed = (code_of(&output), text(&output.stdout), text(&output.stderr));
+        assert_eq!(printed, (0, String::from("-1,2 -3,4 -- -Z\n"), String::new()), "{before:?}");
+    }
+    // What is no option is none with such a KEY either.
+    for wrong in [&["-Z", "-1,2", "true"][..], &["-w", "-1,2", "-Z", "true"], &["-1,x", "true"]] {
+        let output = pglock(wrong);
+        assert_eq!(code_of(&output), 64, "{wrong:?}");
+    }
+    let complaint = text(&pglock(&["-Z", "-1,2", "true"]).stderr);
+    assert!(complaint.contains("'-Z'"), "{complaint}");
+    let complaint = text(&pglock(&["-1,2147483648", "true"]).stderr);
+    assert!(complaint.contains("is a number out of range"), "{complaint}");
 }
 
 #[test]

@@ -8,19 +8,21 @@
     reason = "what documents an argument is its help, as a person reads it"
 )]
 
+use std::env;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::doctor::DoctorArgs;
 use crate::exit::{Failure, SYSTEM, USAGE};
-use crate::key::{KeyAs, NamedKey};
+use crate::key::{KeyAs, NamedKey, is_negative_pair};
 use crate::kill::KillArgs;
 use crate::ls::LsArgs;
 use crate::scheme::KeyArgs;
@@ -259,7 +261,7 @@ fn first_key(words: &[OsString], key_as: Option<KeyAs>) -> Result<NamedKey, Fail
 pub(crate) fn command_line(words: &[OsString]) -> Result<Vec<OsString>, Failure> {
     let command = match words {
         [dash_c, line] if is_dash_c(dash_c) => {
-            let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
+            let shell = env::var_os("SHELL").filter(|shell| !shell.is_empty());
             vec![shell.unwrap_or_else(|| "/bin/sh".into()), "-c".into(), line.clone()]
         }
         [dash_c, ..] if is_dash_c(dash_c) => {
@@ -301,11 +303,26 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
 /// After an option of the plain form comes its KEY, though it may be called like a subcommand. What says where
 /// the server is can be said before either.
 fn read() -> Result<Cli, clap::Error> {
-    let matches = definition().args_conflicts_with_subcommands(true).try_get_matches()?;
+    let matches = matches_of(definition().args_conflicts_with_subcommands(true))?;
     if has_only_server(&matches) {
-        return Cli::from_arg_matches(&definition().try_get_matches()?);
+        return Cli::from_arg_matches(&matches_of(definition())?);
     }
     Cli::from_arg_matches(&matches)
+}
+
+/// A KEY such as `-1,2` is no option. Negative numbers are told from options without this, pairs are not.
+fn matches_of(mut definition: clap::Command) -> Result<ArgMatches, clap::Error> {
+    let mut words: Vec<OsString> = env::args_os().collect();
+    let matches = definition.try_get_matches_from_mut(&words);
+    let is_pair = |word: &OsString| word.to_str().is_some_and(is_negative_pair);
+    match (matches, words.iter().position(is_pair)) {
+        (Err(error), Some(place)) if error.kind() == ErrorKind::UnknownArgument => {
+            words.insert(place, "--".into());
+            // A complaint is about what was typed.
+            definition.try_get_matches_from_mut(&words).map_err(|_| error)
+        }
+        (matches, _) => matches,
+    }
 }
 
 /// Whether nothing is given before the first word but where the server is.

@@ -84,12 +84,17 @@ pub(crate) fn number(key: Key) -> String {
 }
 
 fn bigint(text: &str) -> Option<Key> {
-    text.parse().ok().map(Key::bigint)
+    text.trim().parse().ok().map(Key::bigint)
 }
 
 fn pair(text: &str) -> Option<Key> {
     let (class, object) = text.split_once(',')?;
     Some(Key::pair(class.trim().parse().ok()?, object.trim().parse().ok()?))
+}
+
+/// Whether it is a pair that begins as options do.
+pub(crate) fn is_negative_pair(word: &str) -> bool {
+    word.starts_with('-') && word.contains(',') && looks_like_numbers(word)
 }
 
 /// Whether it is no name that anybody would choose, but a number that is out of range.
@@ -139,6 +144,7 @@ mod tests {
     fn numbers_are_keys_and_anything_else_is_a_name() {
         assert_eq!(key("42"), Key::bigint(42));
         assert_eq!(key("-9223372036854775808"), Key::bigint(i64::MIN));
+        assert_eq!(key(" 5 "), Key::bigint(5));
         assert_eq!(key("1,-2"), Key::pair(1, -2));
         assert_eq!(key("1, 2"), Key::pair(1, 2));
         for name in ["nightly-report", "1,2,3", "4 2", "0x10", "1,x", "-", "日本", " "] {
