@@ -19,6 +19,8 @@ fn a_mistake_is_told_with_what_to_do() {
         (&["--key-as", "pair", "7", "true"], "\"7\" is no pair"),
         (&["--permits", "0", "k", "true"], "--permits"),
         (&["--permits", "2", "-s", "k", "true"], "--permits"),
+        (&["--lease", "0.5", "k", "true"], "from 1 to 86400 seconds"),
+        (&["lead", "--lease", "1e9", "k", "true"], "from 1 to 86400 seconds"),
         (&["-n", "ls"], "there is no command after the KEY"),
         (&["--db", "postgresql://h/?sslmood=x", "k", "true"], "--db: unknown parameter `sslmood`"),
     ] {

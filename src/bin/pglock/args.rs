@@ -29,6 +29,10 @@ use crate::scheme::KeyArgs;
 use crate::server::Server;
 use crate::who::WhoArgs;
 
+/// What a lease can be.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Run a command under a lock that excludes all machines which use the same PostgreSQL database
 #[derive(Parser, Debug)]
 #[command(
@@ -175,8 +179,9 @@ pub(crate) enum Restart {
 pub(crate) struct CareArgs {
     /// Have the server end this lock if it has not heard of this machine for so long
     ///
-    /// Needs PostgreSQL 14, and no pooler. The command is ended before: also if pglock itself is stopped.
-    #[arg(long, value_name = "SECS", value_parser = seconds, help_heading = "Command")]
+    /// From 1 to 86400 seconds. Needs PostgreSQL 14, and no pooler. The command is ended before: also if pglock
+    /// itself is stopped.
+    #[arg(long, value_name = "SECS", value_parser = lease, help_heading = "Command")]
     pub(crate) lease: Option<Duration>,
     /// Give the command a fencing token, in PGLOCK_FENCE
     #[arg(long, help_heading = "Command")]
@@ -344,6 +349,17 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| "give a number of seconds, such as 10 or 0.5".to_owned())
 }
 
+/// A time that the server can count, as of [`pglock::Config::lease`].
+fn lease(text: &str) -> Result<Duration, String> {
+    let allowed = |time: &Duration| {
+        (LEASE_MIN..=LEASE_MAX).contains(time) && time.subsec_nanos() % 1_000_000 == 0
+    };
+    duration(text).filter(allowed).ok_or_else(|| {
+        let (min, max) = (LEASE_MIN.as_secs(), LEASE_MAX.as_secs());
+        format!("give from {min} to {max} seconds, with three digits of a fraction at most")
+    })
+}
+
 /// Reads decimal numbers as flock(1) does, such as `1.5`, `.5`, `+2.` and `1e-3`. Digit by digit: what reads
 /// and writes floating-point numbers is 35 kB of a small program, and nothing else needs it.
 fn duration(text: &str) -> Option<Duration> {
@@ -446,6 +462,16 @@ mod tests {
         }
         let longest = format!("{}.999999999", u64::MAX);
         assert_eq!(seconds(&longest), Ok(Duration::MAX));
+    }
+
+    #[test]
+    fn a_lease_is_what_the_server_can_count() {
+        for (text, milliseconds) in [("1", 1_000), ("1.001", 1_001), ("86400", 86_400_000)] {
+            assert_eq!(lease(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["0", "0.999", "1.0005", "86400.001", "-1", "x"] {
+            lease(text).unwrap_err();
+        }
     }
 
     #[test]
