@@ -112,6 +112,29 @@ fn ls_knows_the_names_that_it_is_told() {
 }
 
 #[test]
+fn a_long_name_is_a_key_and_no_part_of_it_is_taken_for_one() {
+    let cluster = Settings::new().start();
+    let name = "n".repeat(20_000);
+    let arguments = [&name, "sh", "-c", "echo $PGLOCK_KEY; exec sleep 1000"];
+    let child = pglock_as(&admin(&cluster), &arguments).stdout(Stdio::piped()).spawn();
+    let mut holder = Running(child.unwrap());
+    let mut out = BufReader::new(holder.0.stdout.take().unwrap());
+    let mut key = String::new();
+    out.read_line(&mut key).unwrap();
+    assert_eq!(key.trim(), pglock::Key::from_name(&name).to_string());
+    let listed = |arguments: &[&str]| {
+        let (_, out, _) = run(&mut pglock_as(&admin(&cluster), arguments));
+        let line = out.lines().nth(1).unwrap().split_whitespace().map(String::from);
+        line.collect::<Vec<_>>()
+    };
+    let of = |listed: Vec<String>| [listed[0].clone(), listed[1].clone()];
+    let key = key.trim().to_owned();
+    assert_eq!(of(listed(&["ls"])), [key.clone(), String::from("-")]);
+    assert_eq!(of(listed(&["ls", "--name", &name])), [key, name.clone()]);
+    assert_eq!(run(&mut pglock_as(&admin(&cluster), &["who", &name])).0, 0);
+}
+
+#[test]
 fn ls_prints_nothing_but_its_head_where_nothing_is_locked() {
     let cluster = Settings::new().start();
     let (code, out, _) = run(&mut pglock_as(&admin(&cluster), &["ls"]));

@@ -13,6 +13,9 @@ use pglock::Config;
 
 use crate::exit::{Failure, USAGE, say};
 
+/// What the server keeps of the name of a session; and a login with a name of any length may be refused.
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
+
 /// The options that every subcommand has.
 #[derive(Args, Debug)]
 pub(crate) struct Server {
@@ -35,7 +38,7 @@ impl Server {
         let config = Config::from_vars(|name| match (name, &self.db) {
             ("DATABASE_URL", Some(url)) => Some(url.clone()),
             _ => env::var(name).ok().or_else(|| match name {
-                "PGAPPNAME" => Some(application_name.to_owned()),
+                "PGAPPNAME" => Some(cut(application_name).to_owned()),
                 "PGUSER" => user_of_system(),
                 _ => None,
             }),
@@ -65,7 +68,34 @@ impl Server {
     }
 }
 
+/// As much of a name as the server keeps.
+fn cut(name: &str) -> &str {
+    let ends = name.char_indices().map(|(at, char)| at + char.len_utf8());
+    let end = ends.take_while(|end| *end <= APPLICATION_NAME_BYTES_MAX).last();
+    end.and_then(|end| name.get(..end)).unwrap_or_default()
+}
+
 /// The name that libpq takes too, where nobody gives one.
 fn user_of_system() -> Option<String> {
     User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_between_characters() {
+        let of = |letter: &str, times| letter.repeat(times);
+        for (name, kept) in [
+            (String::new(), 0),
+            (of("x", 63), 63),
+            (of("x", 64), 63),
+            (of("é", 20_000), 62),
+            (of("x", 62) + "é", 62),
+            (of("x", 61) + "é", 63),
+        ] {
+            assert_eq!(cut(&name), &name[..kept]);
+        }
+    }
 }
