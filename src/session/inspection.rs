@@ -215,5 +215,6 @@ fn unpermitted(what: &str, error: Error) -> Error {
         Some(server) => Error::new(ErrorKind::Server, message).with_server(server.clone()),
         None => error,
     };
-    error.context(what)
+    // The comma is there for what comes after it elsewhere.
+    error.context(what.trim_end_matches(','))
 }

@@ -319,6 +319,7 @@ fn kill_says_what_the_role_lacks() {
     let url = cluster.url_for(&role::TRUST);
     let (code, _, err) = run(&mut pglock_as(&url, &["kill", "--yes", "7"]));
     assert_eq!(code, 77);
+    assert!(err.contains("which has key 7: the role may not: it has to"), "{err}");
     assert!(err.contains("pg_signal_backend"), "{err}");
     assert_eq!(one.value("SELECT 1"), "1");
 }
