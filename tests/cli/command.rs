@@ -1,7 +1,9 @@
 //! What the command has around it: its streams, its environment, signals, and an end.
 
-use std::fs;
+use std::env;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::thread;
 
@@ -191,6 +193,11 @@ fn the_keeper_knows_no_secret_and_ends_with_the_command() {
 fn what_cannot_run_says_why_and_leaves_no_lock() {
     let mut stage = Stage::new();
     fs::write(stage.file("no-program"), "").unwrap();
+    fs::create_dir(stage.file("folder")).unwrap();
+    fs::write(stage.file("folder/no-interpreter"), "#!/no/such\n").unwrap();
+    let executable = Permissions::from_mode(0o755);
+    fs::set_permissions(stage.file("folder/no-interpreter"), executable).unwrap();
+    let path = format!("{}:{}", stage.file("folder").display(), env::var("PATH").unwrap());
     for (program, code, complaint) in [
         ("no-such-program", 127, "pglock: no-such-program: command not found\n"),
         (
@@ -198,8 +205,19 @@ fn what_cannot_run_says_why_and_leaves_no_lock() {
             126,
             "pglock: ./no-program: cannot be executed: Permission denied (os error 13)\n",
         ),
+        (
+            "folder/no-interpreter",
+            127,
+            "pglock: folder/no-interpreter: the file is there, but the interpreter that it names is not\n",
+        ),
+        (
+            "no-interpreter",
+            127,
+            "pglock: no-interpreter: the file is there, but the interpreter that it names is not\n",
+        ),
     ] {
-        let output = stage.pglock().args([stage.key(), program]).output().unwrap();
+        let mut pglock = stage.pglock();
+        let output = pglock.env("PATH", &path).args([stage.key(), program]).output().unwrap();
         assert_eq!((code_of(&output), text(&output.stderr).as_str()), (code, complaint));
         assert!(!stage.is_locked());
     }

@@ -436,7 +436,7 @@ Exit codes:
   77   the login was refused
   78   DATABASE_URL or a PG* variable is wrong
   126  the command cannot be executed
-  127  the command was not found";
+  127  the command, or the interpreter that it names, was not found";
 
 #[cfg(test)]
 mod tests {

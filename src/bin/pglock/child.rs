@@ -20,9 +20,12 @@
 //! this process waits for all whose parents have left them, where a process can have itself made their next one
 //! (Linux), and where it is the first process of a container.
 
+use std::env;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -312,9 +315,49 @@ fn cannot_look_after(error: &io::Error) -> Failure {
 }
 
 fn not_started(program: &OsString, error: &io::Error) -> Failure {
-    let program = program.to_string_lossy();
-    match error.kind() {
-        io::ErrorKind::NotFound => Failure::new(NOT_FOUND, format!("{program}: command not found")),
-        _ => Failure::new(NOT_EXECUTABLE, format!("{program}: cannot be executed: {error}")),
+    let name = program.to_string_lossy();
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) if is_there(program) => Failure::new(
+            NOT_FOUND,
+            format!("{name}: the file is there, but the interpreter that it names is not"),
+        ),
+        Some(Errno::ENOENT) => Failure::new(NOT_FOUND, format!("{name}: command not found")),
+        // It is not about the command.
+        Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => {
+            Failure::of_system(&format!("{name}: cannot be started"), error)
+        }
+        _ => Failure::new(NOT_EXECUTABLE, format!("{name}: cannot be executed: {error}")),
+    }
+}
+
+/// Whether there is a file where a command of this name is looked for.
+fn is_there(program: &OsString) -> bool {
+    if program.as_bytes().contains(&b'/') {
+        return Path::new(program).is_file();
+    }
+    let folders = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&folders).any(|folder| folder.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::SYSTEM;
+
+    #[test]
+    fn what_the_system_lacks_is_no_fault_of_the_command() {
+        for (errno, code) in [
+            (Errno::EAGAIN, SYSTEM),
+            (Errno::ENOMEM, SYSTEM),
+            (Errno::EMFILE, SYSTEM),
+            (Errno::ENFILE, SYSTEM),
+            (Errno::EACCES, NOT_EXECUTABLE),
+            (Errno::ENOEXEC, NOT_EXECUTABLE),
+            (Errno::E2BIG, NOT_EXECUTABLE),
+            (Errno::ENOENT, NOT_FOUND),
+        ] {
+            let failure = not_started(&"no-such-program".into(), &errno.into());
+            assert_eq!(failure.report(), code.into(), "{errno}");
+        }
     }
 }
