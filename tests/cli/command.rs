@@ -224,6 +224,30 @@ fn what_cannot_run_says_why_and_leaves_no_lock() {
 }
 
 #[test]
+fn too_few_files_that_may_be_open_are_no_panic() {
+    let mut stage = Stage::new();
+    // Three are its streams, and the libraries are loaded by another. More may have been left open.
+    let codes: Vec<_> = (4..24)
+        .map(|files| {
+            let line = format!(
+                "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; ulimit -n {files}; exec {} {} true",
+                env!("CARGO_BIN_EXE_pglock"),
+                stage.key()
+            );
+            let output = stage.with_server("sh").args(["-c", &line]).output().unwrap();
+            let complaint = text(&output.stderr);
+            let is_told = complaint.starts_with("pglock: ") && complaint.lines().count() == 1;
+            let code = code_of(&output);
+            assert!(is_told || code == 0 && complaint.is_empty(), "{files}: {complaint}");
+            assert!(!stage.is_locked());
+            code
+        })
+        .collect();
+    assert!(codes.starts_with(&[71]) && codes.ends_with(&[0]), "{codes:?}");
+    assert!(codes.iter().all(|code| [0, 69, 71].contains(code)), "{codes:?}");
+}
+
+#[test]
 fn a_bare_command_of_the_shell_works_as_it_does_in_one() {
     let stage = Stage::new();
     let output = stage

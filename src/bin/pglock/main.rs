@@ -43,6 +43,8 @@ mod terminal;
 mod waiting;
 mod who;
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::process::ExitCode;
 
@@ -81,14 +83,21 @@ fn perform(cli: &Cli) -> Result<u8, Failure> {
 fn in_runtime(
     work: Pin<Box<dyn Future<Output = Result<u8, Failure>> + '_>>,
 ) -> Result<u8, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::of_system("cannot start a runtime", &error))?;
+    let of_system = |error| Failure::of_system("cannot start a runtime", &error);
+    has_descriptors().map_err(of_system)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(of_system)?;
     let result = runtime.block_on(work);
     // The resolver may be at it still, on a thread that nobody can end.
     runtime.shutdown_background();
     result
+}
+
+/// Whether this process may open as many files as a runtime does: it panics where the two for its signals are
+/// too many.
+fn has_descriptors() -> io::Result<()> {
+    let _pairs = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
+    Ok(())
 }
 
 fn conclude(result: Result<u8, Failure>) -> ExitCode {
