@@ -84,6 +84,10 @@ fn its_streams_may_be_closed() {
     // Ours too.
     let line = format!("exec {} {} true <&- >&- 2>&-", env!("CARGO_BIN_EXE_pglock"), stage.key());
     assert_eq!(stage.with_server("sh").args(["-c", &line]).status().unwrap().code(), Some(0));
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let line = format!("exec {pglock} {} readlink /proc/self/fd/0 <&-", stage.key());
+    let output = stage.with_server("sh").args(["-c", &line]).output().unwrap();
+    assert_eq!(text(&output.stdout), "/dev/null\n");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What it says: help, mistakes, servers that are not there, completions and manual pages.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use crate::stage::{Stage, code_of, text};
@@ -98,6 +99,22 @@ fn servers_that_do_not_serve_have_exit_codes_of_their_own() {
     let mut pglock = stage.pglock();
     let output = pglock.env_remove("DATABASE_URL").env("PGPORT", "x").args(["k", "true"]).output();
     assert_eq!(code_of(&output.unwrap()), 78);
+}
+
+#[test]
+fn how_long_connecting_may_take_is_said_apart_from_how_long_the_wait_may() {
+    let stage = Stage::new();
+    // Whoever connects is not answered.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgresql://nobody@127.0.0.1:{port}/x");
+    for patience in [&["-n"][..], &["-w", "0.01"], &["-w", "60"], &["-n", "--permits", "2"]] {
+        let mut pglock = stage.pglock();
+        pglock.env("PGCONNECT_TIMEOUT", "1").args(["--db", &url]).args(patience);
+        let output = pglock.args(["k", "true"]).output().unwrap();
+        assert_eq!(code_of(&output), 69, "{patience:?}");
+        assert!(text(&output.stderr).contains("not connected within 1s"), "{output:?}");
+    }
 }
 
 #[test]

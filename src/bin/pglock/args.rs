@@ -104,9 +104,14 @@ pub(crate) struct RunArgs {
     #[arg(short = 'o', long, hide = true)]
     close: bool,
     /// Give up at once if the lock is not free
+    ///
+    /// This does not bound connecting: see --wait.
     #[arg(short, long, visible_alias = "nb")]
     nonblock: bool,
     /// Give up if the lock is not free within this time; 0 is --nonblock
+    ///
+    /// It counts from when the server is connected to. Before, each host has 30 s to be connected to, or as many
+    /// as PGCONNECT_TIMEOUT says, or connect_timeout in the URL; the exit code is 69 if none was in time.
     #[arg(
         short, long, visible_alias = "timeout", value_name = "SECS", value_parser = seconds,
         allow_negative_numbers = true
@@ -417,7 +422,8 @@ What the command finds in its environment:
   PGLOCK_SLOT      which of the permits it has, with --permits: from 0
 
 What becomes of the command:
-  It has a process group of its own. INT, TERM, HUP and QUIT are passed on to the group, USR1 and USR2 to the
+  Standard input, output and error are its own; one that is closed when pglock starts is /dev/null. It has a
+  process group of its own. INT, TERM, HUP and QUIT are passed on to the group, USR1 and USR2 to the
   command. When the lock is lost, the group gets TERM, and KILL after --kill-after. If pglock is killed, the
   group is killed at once. What leaves the group, as a daemon does, is not reached, nor what runs as another user.
 
