@@ -52,6 +52,7 @@ fn the_key_of_a_name_is_the_one_that_the_command_runs_under() {
     {
         let printed = pglock(&[&["key"], arguments].concat());
         let number = text(&printed.stdout).trim().to_owned();
+        assert_ne!(number, "", "{}", text(&printed.stderr));
         let script = "echo $PGLOCK_KEY";
         let output = match arguments {
             [name] => pglock(&[name, "sh", "-c", script]),
