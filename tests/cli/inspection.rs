@@ -275,6 +275,16 @@ fn permits_can_be_looked_at_and_taken_away() {
 }
 
 #[test]
+fn permits_that_the_server_may_not_have_told_of_are_hinted_at() {
+    let cluster = Settings::new().start();
+    let _many =
+        holder(&cluster, "many", "count(pg_advisory_lock(n)) FROM generate_series(1, 2000) n");
+    let (code, out, err) = run(&mut pglock_as(&admin(&cluster), &["who", "--permits", "sem"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("there may be more than said") && err.contains("of 2000 "), "{err}");
+}
+
+#[test]
 fn kill_without_a_terminal_has_to_be_told_that_it_is_meant() {
     let cluster = Settings::new().start();
     let mut one = holder(&cluster, "one", "pg_advisory_lock(7)");

@@ -59,7 +59,7 @@ impl Subject {
         let listed = locks.listed();
         if u64::try_from(listed.len()).is_ok_and(|listed| listed < locks.count()) {
             say(format_args!(
-                "{self}: the server told of {} of its {} advisory locks; others may be of permits too",
+                "{self}: there may be more than said, for the server told of {} of {} advisory locks",
                 listed.len(),
                 locks.count()
             ));
