@@ -126,25 +126,13 @@ pub(crate) struct RunArgs {
     /// permits, say --permits to `pglock who` and `pglock kill` as well, without a number.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "shared")]
     pub(crate) permits: Option<u32>,
-    /// What the KEY is, where it could be read in several ways
-    #[arg(long, value_name = "KIND")]
-    key_as: Option<KeyAs>,
     #[command(flatten)]
     pub(crate) care: CareArgs,
     /// Comes after the KEY, before a line for the shell
     #[arg(short = 'c', long = "command", hide = true)]
     misplaced: bool,
-    /// The lock; and the command that runs while it is held
-    ///
-    /// A number is a bigint key, two with a comma between are a pair, anything else is a name, which is hashed
-    /// to a bigint.
-    #[arg(
-        value_name = "KEY COMMAND",
-        required = true,
-        trailing_var_arg = true,
-        allow_negative_numbers = true
-    )]
-    words: Vec<OsString>,
+    #[command(flatten)]
+    words: Words,
 }
 
 /// An election, and what to run while leading.
@@ -156,12 +144,22 @@ pub(crate) struct LeadArgs {
     /// The pause before the first restart; it doubles, up to a minute
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")]
     pub(crate) restart_delay: Duration,
+    #[command(flatten)]
+    pub(crate) care: CareArgs,
+    #[command(flatten)]
+    words: Words,
+}
+
+/// A key, and what to run while this process has it.
+#[derive(Args, Debug)]
+struct Words {
     /// What the KEY is, where it could be read in several ways
     #[arg(long, value_name = "KIND")]
     key_as: Option<KeyAs>,
-    #[command(flatten)]
-    pub(crate) care: CareArgs,
-    /// The election; and the command that runs while this machine leads
+    /// The lock or the election; and the command that runs while this machine has it
+    ///
+    /// A number is a bigint key, two with a comma between are a pair, anything else is a name, which is hashed
+    /// to a bigint.
     #[arg(
         value_name = "KEY COMMAND",
         required = true,
@@ -235,7 +233,7 @@ impl RunArgs {
     }
 
     pub(crate) fn key(&self) -> Result<NamedKey, Failure> {
-        first_key(&self.words, self.key_as)
+        self.words.key()
     }
 
     /// The command and its arguments.
@@ -246,25 +244,31 @@ impl RunArgs {
                 "-c comes after the KEY, as in: pglock nightly-report -c 'make report | mail ops'",
             ));
         }
-        command_line(self.words.get(1..).unwrap_or_default())
+        self.words.command()
     }
 }
 
 impl LeadArgs {
     pub(crate) fn key(&self) -> Result<NamedKey, Failure> {
-        first_key(&self.words, self.key_as)
+        self.words.key()
     }
 
     /// The command and its arguments.
     pub(crate) fn command(&self) -> Result<Vec<OsString>, Failure> {
-        command_line(self.words.get(1..).unwrap_or_default())
+        self.words.command()
     }
 }
 
-fn first_key(words: &[OsString], key_as: Option<KeyAs>) -> Result<NamedKey, Failure> {
-    let key = words.first().and_then(|key| key.to_str());
-    let key = key.ok_or_else(|| Failure::new(USAGE, "the KEY is not UTF-8"))?;
-    NamedKey::parse(key, key_as)
+impl Words {
+    fn key(&self) -> Result<NamedKey, Failure> {
+        let key = self.words.first().and_then(|key| key.to_str());
+        let key = key.ok_or_else(|| Failure::new(USAGE, "the KEY is not UTF-8"))?;
+        NamedKey::parse(key, self.key_as)
+    }
+
+    fn command(&self) -> Result<Vec<OsString>, Failure> {
+        command_line(self.words.get(1..).unwrap_or_default())
+    }
 }
 
 /// What comes after a KEY: a command, or `-c` and a line for the shell.

@@ -99,12 +99,16 @@ impl Child {
                 None => command.env_remove(name),
             };
         }
-        let process = command.spawn().map_err(|error| not_started(program, &error))?;
+        let mut process = command.spawn().map_err(|error| not_started(program, &error))?;
         let id = Pid::from_raw(i32::try_from(process.id()).unwrap_or_default());
-        if let Err(error) = keeper.guard(id) {
-            // A command that nobody looks after must not outlive the lock.
-            let _ = killpg(id, Signal::SIGKILL);
-            return Err(cannot_look_after(&error));
+        if keeper.guard(id).is_err() {
+            // Somebody has killed it.
+            keeper = Kept::start_for(id, lease).map_err(|error| {
+                // A command that nobody looks after must not outlive the lock.
+                let _ = killpg(id, Signal::SIGKILL);
+                let _ = process.wait();
+                cannot_look_after(&error)
+            })?;
         }
         let mut child = Self {
             id,
@@ -197,8 +201,7 @@ impl Child {
     /// Has another keeper stand by if somebody has killed the one that did.
     fn keep_guarded(&mut self) -> io::Result<()> {
         if self.keeper.has_failed() {
-            self.keeper = Kept::start(self.lease)?;
-            self.keeper.guard(self.id)?;
+            self.keeper = Kept::start_for(self.id, self.lease)?;
         }
         Ok(())
     }

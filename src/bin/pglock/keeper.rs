@@ -77,6 +77,13 @@ impl Kept {
         Ok(Self { id, pipe: Some(pipe), ended: None })
     }
 
+    /// Starts a keeper of a group that is there already.
+    pub(crate) fn start_for(group: Pid, lease: Option<Duration>) -> io::Result<Self> {
+        let mut keeper = Self::start(lease)?;
+        keeper.guard(group)?;
+        Ok(keeper)
+    }
+
     pub(crate) fn guard(&mut self, group: Pid) -> io::Result<()> {
         self.write(&group.as_raw().to_be_bytes())
     }

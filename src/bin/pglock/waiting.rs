@@ -16,6 +16,9 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// How often the line is written anew.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// How long there is none to ask before another session is connected.
+const RECONNECT: Duration = Duration::from_secs(10);
+
 /// Clears what stands on the line, and puts the cursor at its beginning.
 const CLEAR: &str = "\r\x1b[K";
 
@@ -32,18 +35,37 @@ pub(crate) async fn show(key: &NamedKey, permits: Option<u32>, config: &Config) 
     sleep(SILENCE).await;
     let began = Instant::now();
     let _line = Line;
-    // The session that waits cannot be asked: this takes another one, for the time of the wait.
-    let mut session = match permits {
-        None => Session::connect(config).await.ok(),
-        Some(_) => None,
-    };
+    let mut onlooker = Onlooker { key, config, session: None, connect_at: began };
     loop {
-        let holders = match &mut session {
-            Some(session) => session.holders(key.key).await.ok(),
-            None => None,
+        let holders = match permits {
+            None => onlooker.holders().await,
+            Some(_) => None,
         };
         Line::write(&text(key, permits, holders.as_ref(), SILENCE + began.elapsed()));
         sleep(REFRESH).await;
+    }
+}
+
+/// The session that waits cannot be asked: this takes another one, for the time of the wait.
+struct Onlooker<'a> {
+    key: &'a NamedKey,
+    config: &'a Config,
+    session: Option<Session>,
+    /// Not earlier: the server may be busy with coming back.
+    connect_at: Instant,
+}
+
+impl Onlooker<'_> {
+    async fn holders(&mut self) -> Option<Holders> {
+        if self.session.is_none() && Instant::now() >= self.connect_at {
+            self.connect_at = Instant::now() + RECONNECT;
+            self.session = Session::connect(self.config).await.ok();
+        }
+        let holders = self.session.as_mut()?.holders(self.key.key).await;
+        if holders.is_err() {
+            self.session = None;
+        }
+        holders.ok()
     }
 }
 
