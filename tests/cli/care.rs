@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use pglock_test_cluster::{Settings, role, signal, wait_until};
 
-use crate::stage::{PATIENCE, Stage, WORK, children_of, end_of, keepers_of, runs, text};
+use crate::stage::{PATIENCE, Stage, WORK, children_of, end_of, keeper_of, runs, text};
 
 #[test]
 fn who_is_left_by_its_parent_is_waited_for() {
@@ -35,7 +35,7 @@ fn a_keeper_that_is_killed_is_replaced() {
     let stage = Stage::new();
     let mut pglock = stage.work(&[], "a");
     stage.until_journal(&["start a"]);
-    let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
+    let keeper = keeper_of(pglock.id());
     let [command] = children_of(pglock.id())
         .into_iter()
         .filter(|child| *child != keeper)
@@ -44,11 +44,7 @@ fn a_keeper_that_is_killed_is_replaced() {
         panic!("not one command")
     };
     signal(keeper, "KILL");
-    wait_until(
-        "there is another keeper",
-        PATIENCE,
-        || matches!(keepers_of(pglock.id())[..], [another] if another != keeper),
-    );
+    wait_until("there is another keeper", PATIENCE, || keeper_of(pglock.id()) != keeper);
     pglock.kill().unwrap();
     pglock.wait().unwrap();
     wait_until("the command has ended", PATIENCE, || !runs(command));
@@ -60,7 +56,7 @@ fn a_keeper_that_is_killed_or_stopped_changes_nothing_for_the_command() {
         let stage = Stage::new();
         let pglock = stage.work(&[], "a");
         stage.until_journal(&["start a"]);
-        let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
+        let keeper = keeper_of(pglock.id());
         signal(keeper, name);
         signal(pglock.id(), "TERM");
         assert_eq!(end_of(pglock).0, 0, "{name}");
@@ -89,11 +85,52 @@ fn signals_that_were_held_back_before_arrive() {
 #[test]
 fn a_time_beyond_the_clock_is_no_limit() {
     let mut stage = Stage::new();
-    let pglock = stage.work(&["--kill-after", "1e19", "--settle", "0"], "a");
-    stage.until_journal(&["start a"]);
+    let line = "echo start >>journal; exec sleep 1000";
+    let pglock = stage
+        .pglock()
+        .args(["--kill-after", "1e19", "--settle", "0", stage.key(), "-c", line])
+        .spawn()
+        .unwrap();
+    stage.until_journal(&["start"]);
     stage.terminate_holder();
     assert_eq!(end_of(pglock).0, 75);
-    stage.until_journal(&["start a", "stop a"]);
+}
+
+#[test]
+fn a_signal_without_a_name_ends_nobody_else() {
+    let stage = Stage::new();
+    let code =
+        |line: &str| end_of(stage.pglock().args([stage.key(), "-c", line]).spawn().unwrap()).0;
+    assert_eq!(code("kill -40 $$"), 128 + 40);
+    // A child that was left, and one that was there before.
+    let left = "(sleep 1000 & echo $! >left); kill -40 $(cat left); sleep 0.2; exit 6";
+    assert_eq!(code(left), 6);
+    let line = "sleep 1000 & exec \"$0\" \"$1\" -c \"kill -40 $!; sleep 0.2; exit 6\"";
+    let before = stage
+        .with_server("sh")
+        .args(["-c", line, env!("CARGO_BIN_EXE_pglock"), stage.key()])
+        .spawn()
+        .unwrap();
+    assert_eq!(end_of(before).0, 6);
+}
+
+#[test]
+fn a_child_whose_parent_went_elsewhere_does_not_keep_the_group() {
+    let mut stage = Stage::new();
+    // It stays the parent of one in the group, and does not wait for it.
+    let line = "sh -c 'sleep 1000 & echo $$ >>journal; exec setsid sleep 1000' & exec sleep 1000";
+    let pglock =
+        stage.pglock().args(["--kill-after", "0.2", stage.key(), "-c", line]).spawn().unwrap();
+    wait_until("it has begun", PATIENCE, || !stage.journal().is_empty());
+    let parent: u32 = stage.journal()[0].parse().unwrap();
+    wait_until("it is elsewhere", PATIENCE, || {
+        let stat = fs::read_to_string(format!("/proc/{parent}/stat")).unwrap();
+        stat.contains(&format!(" {parent} {parent} "))
+    });
+    stage.terminate_holder();
+    assert_eq!(end_of(pglock).0, 75);
+    assert!(runs(parent));
+    signal(parent, "KILL");
 }
 
 #[test]

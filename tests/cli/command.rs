@@ -9,7 +9,7 @@ use std::thread;
 
 use pglock_test_cluster::{signal, wait_until};
 
-use crate::stage::{PATIENCE, Stage, WORK, code_of, end_of, keepers_of, runs, text};
+use crate::stage::{PATIENCE, Stage, WORK, code_of, end_of, keeper_of, runs, text};
 
 #[test]
 fn ten_megabytes_go_through_it() {
@@ -166,7 +166,7 @@ fn a_command_does_not_outlive_pglock_that_was_killed() {
     let line = "trap '' TERM INT HUP; sh -c 'echo $$ >>journal; while :; do sleep 0.1; done'; :";
     let mut pglock = stage.pglock().args([stage.key(), "-c", line]).spawn().unwrap();
     let grandchild = only_number(&stage);
-    let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
+    let keeper = keeper_of(pglock.id());
     pglock.kill().unwrap();
     pglock.wait().unwrap();
     wait_until("the command has ended", PATIENCE, || !runs(grandchild));
@@ -183,9 +183,10 @@ fn the_keeper_knows_no_secret_and_ends_with_the_command() {
     let stage = Stage::new();
     let pglock = stage.work(&[], "a");
     stage.until_journal(&["start a"]);
-    let [keeper] = keepers_of(pglock.id())[..] else { panic!("not one keeper") };
+    let keeper = keeper_of(pglock.id());
     let of_keeper = |what: &str| fs::read(format!("/proc/{keeper}/{what}")).unwrap();
-    assert_eq!(text(&of_keeper("cmdline")), "lock-keeper\0--keeper\0");
+    let words = text(&of_keeper("cmdline"));
+    assert_eq!(words.split('\0').collect::<Vec<_>>(), ["lock-keeper", "--keeper", "0", ""]);
     wait_until("it has a name of its own", PATIENCE, || of_keeper("comm") == b"lock-keeper\n");
     assert_eq!(text(&of_keeper("environ")), "");
     signal(pglock.id(), "TERM");

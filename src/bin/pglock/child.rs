@@ -20,16 +20,20 @@
 //! this process waits for all whose parents have left them, where a process can have itself made their next one
 //! (Linux), and where it is the first process of a container.
 
+use std::convert::Infallible;
 use std::env;
 use std::ffi::OsString;
+use std::fs;
+use std::future::pending;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{self, Command, ExitStatus};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
 #[cfg(target_os = "linux")]
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -37,24 +41,30 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp};
 use pglock::Error;
 use tokio::signal::unix::{self, SignalKind};
-use tokio::time::{Instant, Interval, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Interval, interval, sleep, sleep_until};
 
 use crate::args::CareArgs;
 use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, say};
 use crate::hold::Claim;
-use crate::keeper::Kept;
+use crate::keeper::{Kept, id_of};
 use crate::signals::{Signals, exit_code, number, stop_self};
 use crate::terminal::Terminal;
 
 /// How often one looks whether a group that was told to end has done so.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How long what was killed may take to be gone.
-const DYING: Duration = Duration::from_secs(1);
+/// The first signal that is known by its number alone.
+const FIRST_WITHOUT_NAME: i32 = 32;
 
 /// A command that runs, the leader of a process group.
 pub(crate) struct Child {
+    process: process::Child,
     id: Pid,
+    /// How the command itself ended.
+    ended: Option<ExitStatus>,
+    /// Whether the group was told to end in a way that cannot be ignored.
+    is_killed: bool,
+    is_told_of_other_user: bool,
     keeper: Kept,
     lease: Option<Duration>,
     /// Signs of life for the keeper, under a lease.
@@ -76,7 +86,7 @@ pub(crate) enum End {
 
 impl Child {
     /// Starts a command, which finds these variables in its environment.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         command: &[OsString],
         variables: &[(&'static str, Option<String>)],
         lease: Option<Duration>,
@@ -84,12 +94,13 @@ impl Child {
         let Some((program, arguments)) = command.split_first() else {
             return Err(cannot_look_after(&io::ErrorKind::InvalidInput.into()));
         };
+        // Where it is refused, the first process of the system waits for who is left, as a rule.
         #[cfg(target_os = "linux")]
-        prctl::set_child_subreaper(true).map_err(|error| cannot_look_after(&error.into()))?;
+        let _ = prctl::set_child_subreaper(true);
         // Listened to before there is anything to hear.
         let changes =
             unix::signal(SignalKind::child()).map_err(|error| cannot_look_after(&error))?;
-        let mut keeper = Kept::start(lease).map_err(|error| cannot_look_after(&error))?;
+        let keeper = Kept::start(lease).map_err(|error| cannot_look_after(&error))?;
         let mut command = Command::new(program);
         command.args(arguments).process_group(0);
         for (name, value) in variables {
@@ -99,19 +110,13 @@ impl Child {
                 None => command.env_remove(name),
             };
         }
-        let mut process = command.spawn().map_err(|error| not_started(program, &error))?;
-        let id = Pid::from_raw(i32::try_from(process.id()).unwrap_or_default());
-        if keeper.guard(id).is_err() {
-            // Somebody has killed it.
-            keeper = Kept::start_for(id, lease).map_err(|error| {
-                // A command that nobody looks after must not outlive the lock.
-                let _ = killpg(id, Signal::SIGKILL);
-                let _ = process.wait();
-                cannot_look_after(&error)
-            })?;
-        }
+        let process = command.spawn().map_err(|error| not_started(program, &error))?;
         let mut child = Self {
-            id,
+            id: id_of(&process),
+            process,
+            ended: None,
+            is_killed: false,
+            is_told_of_other_user: false,
             keeper,
             lease,
             signs_of_life: lease.map(|lease| interval((lease / 10).max(LOOK))),
@@ -119,6 +124,13 @@ impl Child {
             terminal: Terminal::open(),
             has_terminal: false,
         };
+        if child.keeper.guard(child.id).is_err() {
+            // Somebody has killed it.
+            if let Err(error) = child.replace_keeper() {
+                child.kill().await;
+                return Err(cannot_look_after(&error));
+            }
+        }
         if child.terminal.as_ref().is_some_and(Terminal::is_for_command) {
             child.give_terminal();
         }
@@ -149,7 +161,6 @@ impl Child {
     ) -> io::Result<End> {
         let mut lost = None;
         let mut kill_at = None;
-        let mut ended = None;
         loop {
             tokio::select! {
                 biased;
@@ -161,61 +172,81 @@ impl Child {
                     kill_at = Instant::now().checked_add(care.kill_after);
                 }
                 () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
+                    self.is_killed = true;
                     self.signal_group(Signal::SIGKILL);
                     kill_at = Instant::now().checked_add(care.kill_after.max(LOOK));
                 }
-                () = sleep(LOOK), if lost.is_some() && ended.is_some() => {}
+                () = sleep(LOOK), if lost.is_some() && self.ended.is_some() => {}
                 () = sign_of_life(&mut self.signs_of_life, &mut self.keeper) => {}
             }
-            ended = self.reap()?.or(ended);
-            self.keep_guarded()?;
-            match (ended, lost.take()) {
-                (Some(code), None) => return Ok(End::Exited(code)),
+            self.reap()?;
+            match (self.ended, lost.take()) {
+                (Some(end), None) => return Ok(End::Exited(code_of(end))),
                 (Some(_), Some(error)) if self.group_is_gone() => return Ok(End::Lost(error)),
                 (_, still) => lost = still,
+            }
+            if self.keeper.has_failed() {
+                self.replace_keeper()?;
             }
         }
     }
 
-    /// Takes note of what has happened to all that this process has to wait for. The exit code of the command,
-    /// if it has ended.
-    fn reap(&mut self) -> io::Result<Option<u8>> {
-        let mut ended = None;
+    /// Takes note of what has happened to all that this process has to wait for.
+    fn reap(&mut self) -> io::Result<()> {
         loop {
+            // First those of which it matters how they end: below, a signal that has no name, as the real-time
+            // signals have none, cannot be told.
+            if self.ended.is_none() {
+                self.ended = match self.process.try_wait() {
+                    // One of those, in the moment between.
+                    Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                        Some(ExitStatus::from_raw(FIRST_WITHOUT_NAME))
+                    }
+                    end => end?,
+                };
+            }
+            self.keeper.look();
             match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
-                Ok(WaitStatus::Exited(id, code)) if id == self.id => {
-                    ended = Some(u8::try_from(code).unwrap_or(u8::MAX));
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(WaitStatus::Exited(id, code)) => {
+                    self.note_end(id, ExitStatus::from_raw(code << 8));
                 }
-                Ok(WaitStatus::Signaled(id, signal, _)) if id == self.id => {
-                    ended = Some(exit_code(number(signal)));
+                Ok(WaitStatus::Signaled(id, signal, _)) => {
+                    self.note_end(id, ExitStatus::from_raw(number(signal)));
                 }
                 Ok(WaitStatus::Stopped(id, signal)) if id == self.id => self.was_stopped(signal),
-                Ok(status) => self.keeper.note(status),
-                Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR | Errno::EINVAL) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Has another keeper stand by if somebody has killed the one that did.
-    fn keep_guarded(&mut self) -> io::Result<()> {
-        if self.keeper.has_failed() {
-            self.keeper = Kept::start_for(self.id, self.lease)?;
+    fn note_end(&mut self, id: Pid, end: ExitStatus) {
+        if id == self.id {
+            self.ended = Some(end);
+        } else {
+            self.keeper.note_end(id, end);
         }
+    }
+
+    /// Has another keeper stand by, now that somebody has killed the one that did.
+    fn replace_keeper(&mut self) -> io::Result<()> {
+        self.keeper = Kept::start_for(self.id, self.lease)?;
         Ok(())
     }
 
-    /// Ends a command that cannot be looked after, before its lock is given up.
+    /// Ends a command that cannot be looked after. Its lock must not be given up before.
     async fn kill(&mut self) {
+        self.take_terminal_back();
+        self.is_killed = true;
         self.signal_group(Signal::SIGKILL);
-        let gone = async {
-            while !self.group_is_gone() {
-                let _ = self.reap();
-                sleep(LOOK).await;
+        loop {
+            let _ = self.reap();
+            if self.group_is_gone() {
+                return;
             }
-        };
-        let _ = timeout(DYING, gone).await;
+            sleep(LOOK).await;
+        }
     }
 
     /// The terminal stopped the command: because it wanted to use it, or because of the stop key.
@@ -234,12 +265,9 @@ impl Child {
     /// Stops this process, as the shell expects it of a job; and goes on, together with the command, when the
     /// shell says so.
     fn stop_with_command(&mut self, stop: fn()) {
-        if self.has_terminal {
-            self.terminal.as_ref().inspect(|terminal| terminal.take_back());
-        }
+        self.take_terminal_back();
         stop();
         // Here it goes on. In the background, the terminal is not ours to give.
-        self.has_terminal = false;
         if self.terminal.as_ref().is_some_and(Terminal::is_for_command) {
             self.give_terminal();
         }
@@ -249,6 +277,13 @@ impl Child {
     fn give_terminal(&mut self) {
         self.terminal.as_ref().inspect(|terminal| terminal.give_to(self.id));
         self.has_terminal = true;
+    }
+
+    fn take_terminal_back(&mut self) {
+        if self.has_terminal {
+            self.terminal.as_ref().inspect(|terminal| terminal.take_back());
+        }
+        self.has_terminal = false;
     }
 
     /// What a terminal or a service manager sends is for all that the command started, the rest for itself.
@@ -265,15 +300,16 @@ impl Child {
         }
     }
 
-    fn terminate(&self) {
+    fn terminate(&mut self) {
         self.signal_group(Signal::SIGTERM);
         // What is stopped does not hear it.
         self.signal_group(Signal::SIGCONT);
     }
 
-    fn signal_group(&self, signal: Signal) {
+    fn signal_group(&mut self, signal: Signal) {
         // There may be nobody left in it.
-        if killpg(self.id, signal) == Err(Errno::EPERM) {
+        if killpg(self.id, signal) == Err(Errno::EPERM) && !self.is_told_of_other_user {
+            self.is_told_of_other_user = true;
             say(format_args!(
                 "{signal} cannot be sent to the command, which runs as another user; waiting for it to end"
             ));
@@ -281,13 +317,12 @@ impl Child {
     }
 
     fn group_is_gone(&self) -> bool {
-        killpg(self.id, None) == Err(Errno::ESRCH)
+        // Who was killed may wait for ever for a parent outside of the group that takes note of it.
+        killpg(self.id, None) == Err(Errno::ESRCH) || self.is_killed && has_only_zombies(self.id)
     }
 
-    fn conclude(self, end: End) -> End {
-        if self.has_terminal {
-            self.terminal.as_ref().inspect(|terminal| terminal.take_back());
-        }
+    fn conclude(mut self, end: End) -> End {
+        self.take_terminal_back();
         let ended_by_keeper = self.keeper.dismiss();
         match end {
             End::Exited(_) if ended_by_keeper => End::Frozen,
@@ -296,13 +331,47 @@ impl Child {
     }
 }
 
+/// Waits, while there is no command, for what commands before have left to this process.
+pub(crate) async fn reap_what_is_left() -> Infallible {
+    let Ok(mut changes) = unix::signal(SignalKind::child()) else { return pending().await };
+    loop {
+        while !matches!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD)
+        ) {}
+        changes.recv().await;
+    }
+}
+
+/// Whether a group has processes that have ended, and no others, where the system tells (Linux).
+fn has_only_zombies(group: Pid) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let group = group.to_string();
+    let mut states = processes.flatten().filter_map(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+        // After the name, which can have anything in it: the state, the parent, the group.
+        let mut fields = stat.rsplit(") ").next()?.split(' ');
+        let state = fields.next()?.to_owned();
+        (fields.nth(1)? == group).then_some(state)
+    });
+    let is_zombie = |state: String| state == "Z" || state == "X";
+    states.next().is_some_and(is_zombie) && states.all(is_zombie)
+}
+
 async fn sign_of_life(due: &mut Option<Interval>, keeper: &mut Kept) {
     match due {
         Some(due) => {
             due.tick().await;
             keeper.sign_of_life();
         }
-        None => std::future::pending().await,
+        None => pending().await,
+    }
+}
+
+fn code_of(end: ExitStatus) -> u8 {
+    match end.code() {
+        Some(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        None => exit_code(end.signal().unwrap_or_default()),
     }
 }
 

@@ -29,19 +29,17 @@
 //! The group is that of the command. What left it, as daemons do, is not reached; nor is what another user owns.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{ChildStdin, Command, ExitCode, Stdio};
+use std::process::{self, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{self, Pid};
 
 /// What makes an executable of pglock a keeper.
@@ -55,33 +53,33 @@ const HAS_ENDED_IT: u8 = 3;
 
 /// The keeper, as pglock has it. Dropped before the command has ended, it ends the command.
 pub(crate) struct Kept {
-    id: Pid,
+    process: process::Child,
     /// Until the keeper is to go.
     pipe: Option<ChildStdin>,
     /// How it ended, if that is known.
-    ended: Option<WaitStatus>,
+    ended: Option<ExitStatus>,
 }
 
 impl Kept {
     /// Starts a keeper that ends nothing until it is told of a group.
     pub(crate) fn start(lease: Option<Duration>) -> io::Result<Self> {
-        let mut keeper = Command::new(executable()?);
-        keeper.arg0("lock-keeper").arg(CALL).env_clear().process_group(0);
-        if let Some(lease) = lease {
-            keeper.arg(lease.as_millis().to_string());
-        }
-        let mut keeper =
-            keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let id = Pid::from_raw(i32::try_from(keeper.id()).unwrap_or_default());
-        let pipe = keeper.stdin.take().ok_or_else(|| io::Error::other("no pipe"))?;
-        Ok(Self { id, pipe: Some(pipe), ended: None })
+        Self::start_with(lease, None)
     }
 
     /// Starts a keeper of a group that is there already.
     pub(crate) fn start_for(group: Pid, lease: Option<Duration>) -> io::Result<Self> {
-        let mut keeper = Self::start(lease)?;
-        keeper.guard(group)?;
-        Ok(keeper)
+        Self::start_with(lease, Some(group))
+    }
+
+    fn start_with(lease: Option<Duration>, group: Option<Pid>) -> io::Result<Self> {
+        let mut keeper = Command::new(executable()?);
+        keeper.arg0("lock-keeper").arg(CALL).env_clear().process_group(0);
+        keeper.arg(lease.unwrap_or_default().as_millis().to_string());
+        keeper.args(group.map(|group| group.to_string()));
+        let mut process =
+            keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let pipe = process.stdin.take();
+        Ok(Self { process, pipe, ended: None })
     }
 
     pub(crate) fn guard(&mut self, group: Pid) -> io::Result<()> {
@@ -93,11 +91,17 @@ impl Kept {
         let _ = self.write(&[SIGN_OF_LIFE]);
     }
 
-    /// Takes note of what happened to a child of this process, should that be the keeper.
-    pub(crate) fn note(&mut self, status: WaitStatus) {
-        let is_end = matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
-        if is_end && status.pid() == Some(self.id) {
-            self.ended = Some(status);
+    /// Looks whether it has ended.
+    pub(crate) fn look(&mut self) {
+        if self.ended.is_none() {
+            self.ended = self.process.try_wait().ok().flatten();
+        }
+    }
+
+    /// Who waits for all children of this process has found the end of one.
+    pub(crate) fn note_end(&mut self, id: Pid, end: ExitStatus) {
+        if id == id_of(&self.process) {
+            self.ended = Some(end);
         }
     }
 
@@ -114,7 +118,7 @@ impl Kept {
     }
 
     fn has_ended_the_command(&self) -> bool {
-        matches!(self.ended, Some(WaitStatus::Exited(_, code)) if code == HAS_ENDED_IT.into())
+        self.ended.is_some_and(|end| end.code() == Some(HAS_ENDED_IT.into()))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -126,14 +130,8 @@ impl Kept {
         drop(self.pipe.take());
         if self.ended.is_none() {
             // Somebody may have stopped it.
-            let _ = kill(self.id, Signal::SIGCONT);
-        }
-        while self.ended.is_none() {
-            match waitpid(self.id, None) {
-                Ok(status) => self.ended = Some(status),
-                Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
+            let _ = kill(id_of(&self.process), Signal::SIGCONT);
+            self.ended = self.process.wait().ok();
         }
     }
 }
@@ -142,6 +140,10 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.wait();
     }
+}
+
+pub(crate) fn id_of(process: &process::Child) -> Pid {
+    Pid::from_raw(i32::try_from(process.id()).unwrap_or_default())
 }
 
 /// What was started, even if there is another file by now.
@@ -153,6 +155,8 @@ fn executable() -> io::Result<PathBuf> {
 /// The keeper, as it sees itself.
 pub(crate) struct Keeper {
     lease: Option<Duration>,
+    /// If it was there before the keeper.
+    group: Option<Pid>,
 }
 
 impl Keeper {
@@ -160,9 +164,10 @@ impl Keeper {
     pub(crate) fn called() -> Option<Self> {
         let mut arguments = env::args_os().skip(1);
         arguments.next().filter(|argument| argument == CALL)?;
-        let lease = arguments.next().as_deref().and_then(OsStr::to_str).map(str::parse);
-        let lease = lease.and_then(Result::ok).map(Duration::from_millis);
-        Some(Self { lease })
+        let mut number = || arguments.next()?.to_str()?.parse::<u64>().ok();
+        let lease = number().filter(|lease| *lease > 0).map(Duration::from_millis);
+        let group = number().and_then(|group| i32::try_from(group).ok()).map(Pid::from_raw);
+        Some(Self { lease, group })
     }
 
     /// Stands by until the command has ended, or has to.
@@ -170,13 +175,10 @@ impl Keeper {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
         // Where a process may name itself (Linux).
         let _ = fs::write("/proc/self/comm", "lock-keeper");
-        let mut group = [0; 4];
-        // Written at once, it is read at once.
-        if unistd::read(io::stdin(), &mut group) != Ok(group.len()) {
+        let Some(group) = self.group.or_else(read_group) else {
             // There is no command.
             return ExitCode::SUCCESS;
-        }
-        let group = Pid::from_raw(i32::from_be_bytes(group));
+        };
         if group.as_raw() <= 1 {
             // Those numbers mean this process's own group, and everybody.
             return ExitCode::FAILURE;
@@ -194,8 +196,11 @@ impl Keeper {
                 while Instant::now() < kill_at && killpg(group, None) != Err(Errno::ESRCH) {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                let _ = killpg(group, Signal::SIGKILL);
-                HAS_ENDED_IT.into()
+                match killpg(group, Signal::SIGKILL) {
+                    // It runs as another user.
+                    Err(Errno::EPERM) => ExitCode::FAILURE,
+                    _ => HAS_ENDED_IT.into(),
+                }
             }
         }
     }
@@ -230,6 +235,13 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Written at once, it is read at once.
+fn read_group() -> Option<Pid> {
+    let mut group = [0; 4];
+    let read = unistd::read(io::stdin(), &mut group);
+    (read == Ok(group.len())).then(|| Pid::from_raw(i32::from_be_bytes(group)))
 }
 
 enum Outcome {

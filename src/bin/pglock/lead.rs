@@ -17,7 +17,7 @@ use pglock::{Config, Error, ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use crate::args::{LeadArgs, Patience, Restart};
-use crate::child::End;
+use crate::child::{End, reap_what_is_left};
 use crate::exit::{Failure, say};
 use crate::hold::{Asked, Claim};
 use crate::key::NamedKey;
@@ -43,6 +43,7 @@ pub(crate) async fn lead(args: &LeadArgs, server: &Server) -> Result<u8, Failure
             claim = candidate.campaign() => claim?,
             signal = signals.end() => return Ok(interrupted(signal)),
             never = waiting::show(&candidate.key, None, &candidate.config) => match never {},
+            never = reap_what_is_left() => match never {},
         };
         if let Some(code) = candidate.lead(claim, &mut signals).await? {
             return Ok(code);
@@ -144,6 +145,7 @@ impl<'a> Candidate<'a> {
             }
             tokio::select! {
                 () = sleep(pause) => pause = longer(pause),
+                never = reap_what_is_left() => match never {},
                 error = claim.lost() => {
                     lost(&self.key, &error, care);
                     return Ok(None);

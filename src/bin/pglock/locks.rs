@@ -39,12 +39,11 @@ pub(crate) enum Subject {
 
 impl Subject {
     pub(crate) fn new(args: &SubjectArgs) -> Result<Self, Failure> {
-        let key = NamedKey::parse(&args.key, args.key_as)?;
-        Ok(if args.permits {
-            Self::Permits { class: class_of(&key.text), name: key }
-        } else {
-            Self::Key(key)
-        })
+        if args.permits {
+            let name = NamedKey::parse(&args.key, Some(KeyAs::Name))?;
+            return Ok(Self::Permits { class: class_of(&name.text), name });
+        }
+        Ok(Self::Key(NamedKey::parse(&args.key, args.key_as)?))
     }
 
     /// Who holds it and who waits for it.

@@ -185,7 +185,7 @@ pub(crate) async fn start(
         ("PGLOCK_SLOT", claim.slot().map(|slot| slot.to_string())),
         ("PGLOCK_FENCE", fence.map(|fence| fence.to_string())),
     ];
-    Child::start(command, &variables, care.lease).map_err(NotStarted::Failed)
+    Child::start(command, &variables, care.lease).await.map_err(NotStarted::Failed)
 }
 
 /// Says that the lock was lost, and why.

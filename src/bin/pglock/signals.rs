@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::future::poll_fn;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::task::Poll;
 
 use nix::libc;
@@ -10,6 +10,7 @@ use nix::sys::signal::{self, SigSet, SigmaskHow, Signal, sigprocmask};
 use tokio::signal::unix::{self, SignalKind};
 
 use crate::exit::SIGNALLED;
+use crate::terminal::Terminal;
 
 /// Those that somebody sends who means the command: a terminal, a service manager, an administrator.
 const PASSED_ON: [i32; 7] = [
@@ -40,7 +41,7 @@ impl Signals {
             |number| Ok((Signal::try_from(number)?, unix::signal(SignalKind::from_raw(number))?));
         let heard = PASSED_ON.into_iter().filter(|number| ignored >> (number - 1) & 1 == 0);
         let heard = heard.map(listen).collect::<io::Result<_>>()?;
-        Ok(Self { heard, is_on_terminal: io::stdin().is_terminal(), told_to_end: false })
+        Ok(Self { heard, is_on_terminal: Terminal::open().is_some(), told_to_end: false })
     }
 
     /// The next one that arrives. One that arrives while nobody asks is not lost.
