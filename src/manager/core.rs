@@ -428,6 +428,10 @@ impl<R> Core<R> {
                     self.try_again.hurry(now);
                 }
                 self.advance(key, now);
+                if !self.one_key_each && !self.has_shared() {
+                    // It does not wait any more.
+                    self.serve(now);
+                }
                 self.give_places(now);
             }
             (State::Trying(..), Answer::NotAcquired) => {
@@ -739,6 +743,79 @@ mod tests {
         core.answered(1, tried[0], Answer::Acquired, now);
         core.commands();
         assert_eq!(core.next_tick(), Some(now + TRY_AGAIN_AFTER));
+    }
+
+    #[test]
+    fn keys_that_nobody_wants_any_more_leave_the_queue() {
+        let now = Instant::now();
+        let mut core = core(1);
+        core.request(lock(0), Patience::Waits, 0, now);
+        core.opened(1, true, now);
+        core.answered(1, lock(0).key, Answer::Acquired, now);
+        for number in 1..100 {
+            core.request(lock(number), Patience::None, 1, now);
+        }
+        assert_eq!(core.unasked.len(), 0);
+    }
+
+    /// A core whose session 2 waits for a key, and whose shared session is lost.
+    fn core_without_shared_session() -> (Core<u32>, Instant) {
+        let now = Instant::now();
+        let mut core = core(3);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.opened(1, false, now);
+        core.answered(1, lock(1).key, Answer::NotAcquired, now);
+        core.opened(2, false, now);
+        assert!(matches!(core.commands().last(), Some(Command::Order(2, Order::Wait(_)))));
+        core.ended(1, Some(Error::new(ErrorKind::Lost, "gone").lost()), now);
+        (core, now)
+    }
+
+    fn tried_on(core: &mut Core<u32>, session: SessionId) -> Vec<i64> {
+        let tried = core.commands().into_iter().filter_map(|command| match command {
+            Command::Order(on, Order::Try(tried)) if on == session => Some(tried.key),
+            _ => None,
+        });
+        let numbers = [1, 2, 3].map(|number| (lock(number).key, number));
+        tried.filter_map(|key| numbers.iter().find(|of| of.0 == key).map(|of| of.1)).collect()
+    }
+
+    #[test]
+    fn a_session_that_holds_something_stands_in_for_a_shared_one_that_is_lost() {
+        let (mut core, now) = core_without_shared_session();
+        core.request(lock(2), Patience::Waits, 0, now);
+        assert!(tried_on(&mut core, 2).is_empty());
+        // It gets what it has waited for.
+        core.answered(2, lock(1).key, Answer::Acquired, now);
+        assert_eq!(tried_on(&mut core, 2), [2]);
+        core.request(lock(3), Patience::None, 0, now);
+        assert_eq!(tried_on(&mut core, 2), [3]);
+    }
+
+    #[test]
+    fn a_session_that_leaves_its_place_stands_in_for_a_shared_one_that_is_lost() {
+        let (mut core, mut now) = core_without_shared_session();
+        core.request(lock(2), Patience::Waits, 0, now);
+        core.ended(3, Some(Error::new(ErrorKind::Connect, "nobody is there")), now);
+        let is_withdrawn =
+            |command: &Command<_>| matches!(command, Command::Order(2, Order::Withdraw));
+        let at_last = now + Duration::from_secs(60);
+        while !core.commands().iter().any(is_withdrawn) {
+            assert!(now < at_last);
+            now = core.next_tick().unwrap();
+            core.tick(now);
+            let opening: Vec<_> = core
+                .sessions
+                .iter()
+                .filter(|(_, seat)| seat.stage != Stage::Open)
+                .map(|(id, _)| *id)
+                .collect();
+            for session in opening {
+                core.ended(session, Some(Error::new(ErrorKind::Connect, "nobody is there")), now);
+            }
+        }
+        core.answered(2, lock(1).key, Answer::NotAcquired, now);
+        assert_eq!(tried_on(&mut core, 2), [2, 1]);
     }
 
     #[test]

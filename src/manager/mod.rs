@@ -119,7 +119,8 @@ impl LockManagerBuilder {
     /// 10 ms to 20 ms, without a place in the server's queue: where other processes always stand in it, a
     /// key is never found free so. Therefore places go round: a connection that has only waited for 500 ms goes
     /// to the key that has been without one for the longest time. A key whose place is taken again and again
-    /// has it for twice as long each time, up to 32 s, if that leaves a connection for others.
+    /// has it for twice as long each time, up to 32 s, unless it is one of several of which all others are long
+    /// already.
     ///
     /// A connection that holds a lock does not wait. So allow one more than the number of keys for which this
     /// process waits and which it then holds for long, such as leaderships: if each holds one, what else is

@@ -59,7 +59,8 @@ pub struct Stats {
     pub failed: u64,
     /// Requests that were taken back: their time was over, or their future was dropped.
     pub given_up: u64,
-    /// Waits at the server that were ended because nobody wanted them any more. Each is a cancel request.
+    /// Waits at the server that were ended: because nobody wanted them any more, or because their connection
+    /// went to another key. Each is a cancel request.
     pub cancels: u64,
     /// Connections that were made.
     pub connects: u64,

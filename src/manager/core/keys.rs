@@ -73,6 +73,7 @@ impl<R> Core<R> {
     pub(super) fn forget(&mut self, key: Key) {
         self.keys.remove(&key);
         self.line.leave(key);
+        self.unasked.remove(key);
     }
 
     pub(super) fn set(&mut self, key: Key, state: State<R>) {

@@ -167,7 +167,7 @@ impl<R> Core<R> {
     }
 
     /// A session that can be the shared one instead: as it holds something, it does not wait.
-    fn stand_in(&self) -> Option<SessionId> {
+    pub(super) fn stand_in(&self) -> Option<SessionId> {
         let mut others = self.sessions.iter().filter(|(other, _)| self.shared != Some(**other));
         others.find(|(_, seat)| seat.holds()).map(|(other, _)| *other)
     }
@@ -215,7 +215,9 @@ impl<R> Core<R> {
     fn pause(&mut self, now: Instant) {
         if self.line.is_empty() {
             self.try_again.reset();
-            self.pass_on = None;
+            if self.crowded_out() == 0 {
+                self.pass_on = None;
+            }
             return;
         }
         let parts = self.line.len().div_ceil(TRIED_AT_A_TIME);
@@ -236,7 +238,7 @@ impl<R> Core<R> {
             seat.stage != Stage::Open || seat.place.is_some_and(|place| place.is_left)
         };
         let coming = seats.clone().filter(comes).count() + self.idle_sessions().count();
-        let needed = crowded_out.saturating_sub(coming);
+        let needed = self.sessions_needed().saturating_sub(coming);
         if crowded_out > 0 {
             self.pass_on = Some(now + self.limits.place_for);
         }
@@ -270,6 +272,16 @@ impl<R> Core<R> {
             matches!(entry, Some(Entry { state: State::Unasked, .. })) && !self.line.contains(**key)
         };
         self.line.len() + self.unasked.iter().filter(is_unasked).count()
+    }
+
+    /// How many sessions would be enough for those keys: where one can hold several of them, it can try all
+    /// that have not been tried.
+    fn sessions_needed(&self) -> usize {
+        let crowded_out = self.crowded_out();
+        if self.one_key_each {
+            return crowded_out;
+        }
+        crowded_out.min(self.line.len() + 1)
     }
 
     fn is_full(&self) -> bool {

@@ -38,11 +38,20 @@ pub(super) enum Purpose {
 }
 
 impl<R> Core<R> {
+    /// The shared session, where one can hold several keys: or, as long as that is lost or being opened, any
+    /// other that does not wait.
     pub(super) fn session_for_trying(&self) -> Option<SessionId> {
         if self.one_key_each {
             return self.idle_sessions().next();
         }
-        self.shared.filter(|shared| self.is_open(*shared))
+        if self.has_shared() {
+            return self.shared;
+        }
+        self.idle_sessions().next().or_else(|| self.stand_in())
+    }
+
+    pub(super) fn has_shared(&self) -> bool {
+        self.shared.is_some_and(|shared| self.is_open(shared))
     }
 
     /// The sessions that are open, hold nothing, and do not wait: without the shared one.
@@ -134,7 +143,7 @@ impl<R> Core<R> {
 
     /// Gives a session that may be idle to the next key that needs one.
     pub(super) fn fill(&mut self, session: SessionId, now: Instant) {
-        if self.one_key_each || self.shared == Some(session) {
+        if self.one_key_each || self.shared == Some(session) || !self.has_shared() {
             self.serve(now);
         }
         self.give_places(now);
