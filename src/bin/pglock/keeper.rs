@@ -27,6 +27,7 @@
 //! work. If it dies, pglock starts another one.
 //!
 //! The group is that of the command. What left it, as daemons do, is not reached; nor is what another user owns.
+//! And between the start of the command and the moment when its keeper is told of the group, nobody stands by.
 
 use std::env;
 use std::fs;

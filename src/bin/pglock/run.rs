@@ -161,7 +161,8 @@ pub(crate) enum NotStarted {
     Failed(Failure),
 }
 
-/// Starts the command under the lock. Dropping this future before it completes starts nothing.
+/// Starts the command under the lock. Dropped before it completes, this future has started nothing, or has
+/// killed what could not be looked after.
 pub(crate) async fn start(
     care: &CareArgs,
     key: &NamedKey,
