@@ -12,7 +12,7 @@ use crate::fence::Fence;
 use crate::holders::Holder;
 use crate::key::{Key, Mode};
 use crate::manager::{Guard, LockManager};
-use crate::session::now;
+use crate::wait::now;
 
 /// How often an [`Observer`] looks who leads, if nothing else is said.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);

@@ -32,6 +32,8 @@
 //! - [`Semaphore`] lets in so many at a time, of all programs that use its name, on a manager.
 //! - [`Election`] has one candidate of many lead, on a manager.
 //! - [`Stats`] says what a manager has, and what it has done.
+//! - [`blocking`] has a [`Lock`](blocking::Lock) and a [`Session`](blocking::Session) for threads without a
+//!   runtime.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -55,6 +57,9 @@
 //!
 //! # Features
 //!
+//! - `async` (on by default): [`Lock`] and [`Session`], for tasks on tokio's runtime.
+//! - `blocking` (off by default): [the same for threads](blocking), without a runtime. One of these two features
+//!   has to be on.
 //! - `manager` (on by default): [`LockManager`], [`Semaphore`] and [`Election`], with what belongs to them.
 //!   A program of [`Lock`]s alone builds faster without them.
 //! - `md5` (on by default): logging in by MD5, which PostgreSQL has deprecated.
@@ -78,10 +83,16 @@
 //! - A process that is frozen while its host lives keeps its locks, unless they have a
 //!   [lease](Config::lease). Where it must not write after it wakes, take a [`Fence`].
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
-//!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running.
+//!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running. What is
+//!   [blocking] needs none.
+
+#[cfg(not(any(feature = "async", feature = "blocking")))]
+compile_error!("pglock needs its feature `async`, `blocking`, or both");
 
 mod advisory_locks;
 mod auth;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod config;
 #[cfg(feature = "tls")]
 mod der;
@@ -91,7 +102,9 @@ mod error;
 mod fence;
 mod holders;
 mod key;
+#[cfg(feature = "async")]
 mod lock;
+#[cfg(feature = "async")]
 mod locker;
 #[cfg(feature = "manager")]
 mod manager;
@@ -101,8 +114,14 @@ mod report;
 mod secret;
 #[cfg(feature = "manager")]
 mod semaphore;
+#[cfg_attr(
+    not(feature = "async"),
+    allow(unreachable_pub, dead_code, reason = "without it, nobody sees this but `blocking`")
+)]
 mod session;
+mod span;
 mod trace;
+mod wait;
 
 pub use advisory_locks::{AdvisoryLock, AdvisoryLocks};
 pub use auth::AuthMethod;
@@ -113,7 +132,9 @@ pub use error::{ConnectStep, Error, ErrorKind, Result, ServerError};
 pub use fence::Fence;
 pub use holders::{Holder, Holders};
 pub use key::{Key, Mode};
+#[cfg(feature = "async")]
 pub use lock::Lock;
+#[cfg(feature = "async")]
 pub use locker::Locker;
 #[cfg(feature = "manager")]
 pub use manager::{Guard, GuardSet, LockManager, LockManagerBuilder, Stats, WaitTimes};
@@ -123,6 +144,7 @@ pub use report::{Holding, RoleReport, ServerReport, ServerSettings, TlsReport};
 pub use rustls;
 #[cfg(feature = "manager")]
 pub use semaphore::{Permit, Semaphore};
+#[cfg(feature = "async")]
 pub use session::{Canceller, Session};
 
 /// Compiles the README's program with the tests of the documentation.

@@ -42,7 +42,8 @@ use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Kind};
 use crate::manager::{Guard, LockManager};
-use crate::session::{Choice, Range, now};
+use crate::session::{Choice, Range};
+use crate::wait::now;
 
 /// Most permits that a semaphore can have.
 const PERMITS_MAX: i32 = 1_000;

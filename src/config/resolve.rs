@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::auth::{AuthMethods, ChannelBindingPolicy};
 use crate::error::{Error, Result};
 use crate::secret::Secret;
+use crate::span::Span;
 
 use super::files::{self, Variables};
 use super::host::{Host, LoadBalance};
@@ -341,7 +342,8 @@ fn check_orphan_timeout(timeout: Duration) -> Result<(), Problem> {
     if in_range && timeout.subsec_nanos() == 0 {
         return Ok(());
     }
-    Err(format!("must be from 8 seconds to 24 hours in whole seconds, and is {timeout:?}").into())
+    Err(format!("must be from 8 seconds to 24 hours in whole seconds, and is {}", Span(timeout))
+        .into())
 }
 
 fn check_lease(ttl: Duration) -> Result<(), Problem> {
@@ -350,14 +352,15 @@ fn check_lease(ttl: Duration) -> Result<(), Problem> {
     if in_range && ttl.subsec_nanos() % 1_000_000 == 0 {
         return Ok(());
     }
-    Err(format!("must be from 1 second to 24 hours in whole milliseconds, and is {ttl:?}").into())
+    Err(format!("must be from 1 second to 24 hours in whole milliseconds, and is {}", Span(ttl))
+        .into())
 }
 
 fn check_wait_slice(slice: Duration) -> Result<(), Problem> {
     if (WAIT_SLICE_MIN..=WAIT_SLICE_MAX).contains(&slice) {
         return Ok(());
     }
-    Err(format!("must be from 100 milliseconds to 24 hours, and is {slice:?}").into())
+    Err(format!("must be from 100 milliseconds to 24 hours, and is {}", Span(slice)).into())
 }
 
 /// The user's name as a login leaves it in the environment.

@@ -10,7 +10,8 @@ use tokio::sync::Notify;
 use super::timeout_anywhere;
 use crate::error::{Error, ErrorKind};
 use crate::net::TellTale;
-use crate::session::{Clocks, now};
+use crate::session::Clocks;
+use crate::wait::now;
 
 /// Whether a session lives: known to its guards without asking it.
 #[derive(Debug, Default)]

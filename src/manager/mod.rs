@@ -41,8 +41,9 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
-use crate::session::{LockId, now};
+use crate::session::LockId;
 use crate::trace;
+use crate::wait::now;
 pub use guard::Guard;
 pub use set::GuardSet;
 pub use stats::{Stats, WaitTimes};
@@ -75,7 +76,7 @@ const PLACE_FOR: Duration = Duration::from_millis(500);
 ///
 /// Its sessions live on the runtime on which the first lock was asked for, from wherever they are used: that
 /// has to go on running. While it does, the futures of the manager and of its guards may be polled anywhere,
-/// also where there is no runtime. When it ends, so does the manager, as if it were closed. So a manager that outlives
+/// also where there is no runtime (but not on one of tokio's that has no time enabled). When it ends, so does the manager, as if it were closed. So a manager that outlives
 /// its first runtime, such as a static one in the tests of a program, is one for each runtime instead.
 ///
 /// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes

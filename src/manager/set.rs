@@ -26,7 +26,8 @@ use super::{LockManager, Request, no_answer, outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
-use crate::session::{LockId, now};
+use crate::session::LockId;
+use crate::wait::now;
 
 impl LockManager {
     /// Waits until it has all of these locks, for as long as it takes: also for the server to come back, if

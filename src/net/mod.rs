@@ -1,5 +1,8 @@
 //! The only sockets: dialling, reading and writing, and the `CancelRequest`.
 
+#[cfg(feature = "blocking")]
+mod blocking;
+mod socket;
 mod stream;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
@@ -13,17 +16,16 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::TcpKeepalive;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-#[cfg(unix)]
-use tokio::net::UnixStream;
 
+pub(crate) use self::socket::Socket;
 use crate::config::Host;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::CancelKey;
 #[cfg(feature = "tls")]
 use crate::protocol::{SslReply, frontend};
+use crate::wait;
 pub(crate) use stream::Stream;
 #[cfg(feature = "manager")]
 pub(crate) use stream::TellTale;
@@ -90,8 +92,8 @@ pub(crate) async fn resolve(host: &Host, port: u16) -> io::Result<Vec<Address>> 
             if let Ok(address) = name.parse::<IpAddr>() {
                 return Ok(vec![Address::Tcp(SocketAddr::new(address, port))]);
             }
-            let found = tokio::net::lookup_host((name.as_str(), port)).await?;
-            let addresses: Vec<_> = found.map(Address::Tcp).collect();
+            let found = socket::look_up(name, port).await?;
+            let addresses: Vec<_> = found.into_iter().map(Address::Tcp).collect();
             if addresses.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
             }
@@ -144,11 +146,11 @@ impl Route {
                 #[cfg(feature = "tls")]
                 Address::Tcp(address) => self.encrypt(self.dial(*address).await?).await,
                 #[cfg(not(feature = "tls"))]
-                Address::Tcp(address) => self.dial(*address).await.map(Stream::Tcp),
+                Address::Tcp(address) => self.dial(*address).await.map(Stream::Clear),
                 #[cfg(unix)]
                 Address::Unix(path) => {
-                    let stream = UnixStream::connect(path).await;
-                    stream.map(Stream::Unix).map_err(|error| self.unreachable(&error))
+                    let socket = Socket::connect_unix(path).await;
+                    socket.map(Stream::Clear).map_err(|error| self.unreachable(&error))
                 }
             }
         })
@@ -165,34 +167,34 @@ impl Route {
         Self { encryption, ..self }
     }
 
-    async fn dial(&self, address: SocketAddr) -> Result<TcpStream> {
+    async fn dial(&self, address: SocketAddr) -> Result<Socket> {
         let dialling = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            watch(&stream, self.keepalive)?;
-            Ok(stream)
+            let socket = Socket::connect_tcp(address).await?;
+            socket.options().set_tcp_nodelay(true)?;
+            watch(&socket, self.keepalive)?;
+            Ok(socket)
         };
         dialling.await.map_err(|error| self.unreachable(&error))
     }
 
     #[cfg(feature = "tls")]
-    async fn encrypt(&self, mut stream: TcpStream) -> Result<Stream> {
+    async fn encrypt(&self, mut socket: Socket) -> Result<Stream> {
         let (tls, needed) = match &self.encryption {
-            Encryption::None => return Ok(Stream::Tcp(stream)),
+            Encryption::None => return Ok(Stream::Clear(socket)),
             Encryption::IfOffered(tls) => (tls, false),
             Encryption::Negotiated(tls) => (tls, true),
             Encryption::Direct(tls) => {
-                return tls.connect_directly(stream).await.map(|tls| Stream::Tls(Box::new(tls)));
+                return tls.connect_directly(socket).await.map(|tls| Stream::Tls(Box::new(tls)));
             }
         };
-        match ask_for_tls(&mut stream).await? {
-            SslReply::Accepted => Ok(Stream::Tls(Box::new(tls.connect(stream).await?))),
+        match ask_for_tls(&mut socket).await? {
+            SslReply::Accepted => Ok(Stream::Tls(Box::new(tls.connect(socket).await?))),
             SslReply::Refused if needed => Err(Error::new(
                 ErrorKind::Tls,
                 "the server has no TLS, which sslmode demands: turn on `ssl` there, or, if the \
                      network can be trusted, say sslmode=prefer",
             )),
-            SslReply::Refused => Ok(Stream::Tcp(stream)),
+            SslReply::Refused => Ok(Stream::Clear(socket)),
         }
     }
 
@@ -203,15 +205,15 @@ impl Route {
 
 /// Asks for TLS, and reads nothing but the one byte of the answer.
 #[cfg(feature = "tls")]
-async fn ask_for_tls(stream: &mut TcpStream) -> Result<SslReply> {
+async fn ask_for_tls(socket: &mut Socket) -> Result<SslReply> {
     let broken = |error: io::Error| {
         Error::new(ErrorKind::Connect, "the server closed the connection when it was asked for TLS")
             .with_source(error)
     };
     let mut request = Vec::with_capacity(8);
     frontend::ssl_request(&mut request);
-    stream.write_all(&request).await.map_err(broken)?;
-    let reply = stream.read_u8().await.map_err(broken)?;
+    socket.write_all(&request).await.map_err(broken)?;
+    let reply = socket.read_u8().await.map_err(broken)?;
     SslReply::decode(reply)
         .map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()).with_source(error))
 }
@@ -242,7 +244,7 @@ pub(crate) fn problem_of_tls(error: &io::Error) -> Option<Cow<'static, str>> {
 /// socket says that no signal will come any more, so there is no limit to that: the caller's patience
 /// is the limit.
 pub(crate) async fn cancel(route: Route, key: CancelKey) {
-    if let Ok(Ok(stream)) = tokio::time::timeout(OPEN_FOR_CANCEL_WITHIN, route.open()).await {
+    if let Ok(Ok(stream)) = wait::timeout(OPEN_FOR_CANCEL_WITHIN, route.open()).await {
         // Every outcome means the same to the caller.
         let _ = request_cancel(stream, &key).await;
     }
@@ -260,15 +262,15 @@ async fn request_cancel(mut stream: Stream, key: &CancelKey) -> io::Result<()> {
 
 /// Lets the system find out that a peer has vanished without a word, whether it owes us an answer
 /// (keepalive) or an acknowledgement (`TCP_USER_TIMEOUT`).
-fn watch(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(
+fn watch(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
+    let options = socket.options();
+    options.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(keepalive.idle)
             .with_interval(keepalive.interval)
             .with_retries(keepalive.probes),
     )?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(keepalive.acknowledgement))?;
+    options.set_tcp_user_timeout(Some(keepalive.acknowledgement))?;
     Ok(())
 }

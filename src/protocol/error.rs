@@ -6,7 +6,7 @@ use super::scram::ScramError;
 use super::{AuthMethod, AuthMethods};
 
 /// Why the bytes of a backend were refused. The connection cannot go on after any of these.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProtocolError {
     /// A message ended before the field that was being read.
@@ -128,6 +128,13 @@ impl ProtocolError {
                 | Self::ServerNotAuthenticated
                 | Self::Scram(_)
         )
+    }
+}
+
+/// In the words of its display: every program that prints an error's causes has both.
+impl fmt::Debug for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProtocolError({self})")
     }
 }
 

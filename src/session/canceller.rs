@@ -58,6 +58,14 @@ impl Canceller {
     }
 }
 
+#[cfg(feature = "blocking")]
+impl Canceller {
+    /// Asks the wait that is going on to end.
+    pub(crate) fn ask(&self) {
+        self.0.ask();
+    }
+}
+
 /// What a waiter and its cancellers share.
 #[derive(Debug, Default)]
 pub(super) struct Signal {

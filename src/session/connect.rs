@@ -17,18 +17,18 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use super::introduction::{Introduction, Unfit, client_keepalive};
 use super::lease::{Clocks, Lease};
 use super::login::log_in;
 use super::machine::Machine;
-use super::wire::{self, Peer, Wire};
+use super::wire::{Peer, Wire};
 use crate::auth::AuthMethod;
 use crate::config::{Config, Host, LoadBalance, Resolved, Server};
 use crate::error::{ConnectStep, Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
+use crate::span::Span;
 use crate::trace;
+use crate::wait::{now, timeout};
 
 /// The server is starting or shutting down, or was shut down or crashed while it was talked to.
 const NOT_NOW: [&str; 3] = ["57P01", "57P02", "57P03"];
@@ -160,7 +160,7 @@ async fn within<T>(
 }
 
 fn too_late(limit: Duration, what: &(dyn fmt::Display + Sync)) -> Failure {
-    let message = format!("not connected within {limit:?} ({what})");
+    let message = format!("not connected within {} ({what})", Span(limit));
     Error::new(ErrorKind::Timeout, message).into()
 }
 
@@ -284,7 +284,7 @@ async fn open(
             trace::logged_in_by_md5(name);
         }
         let clocks = config.lease.map(|_| Clocks::look());
-        let told = wire::now();
+        let told = now();
         let introduction = Introduction { config, comment, server: &identity, by_calls };
         if let Some(means) = introduction.take_place(&mut dialogue).await? {
             let peer = Peer {

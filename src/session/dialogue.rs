@@ -7,12 +7,12 @@ use std::borrow::Cow;
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
 
 use super::machine::{ANSWER_WITHIN, GO_ON_WITHIN, Row, text};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::{self, Stream};
 use crate::protocol::{Connection, Event, NotReady, ProtocolError};
+use crate::wait::{timeout, yield_now};
 
 /// A connection, and the socket that it goes over.
 pub(super) struct Dialogue {
@@ -97,7 +97,7 @@ impl Dialogue {
             self.stream.flush().await.map_err(|error| self.broken(error))?;
             match self.connection.poll_event().map_err(violated)? {
                 // It takes time: let other tasks run, and the deadline pass.
-                Some(Event::Deriving) => tokio::task::yield_now().await,
+                Some(Event::Deriving) => yield_now().await,
                 Some(event) => {
                     if hear(event)? {
                         return Ok(());

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use super::wire::now;
 use super::{Place, Session, abandoned};
 use crate::advisory_locks::AdvisoryLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holders::{IS_ADVISORY, is_on};
 use crate::key::Key;
 use crate::report::{Link, ServerReport};
+use crate::wait::now;
 
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 

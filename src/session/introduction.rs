@@ -3,8 +3,6 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use super::advisory::{Means, PG_BACKEND_PID, PG_IS_IN_RECOVERY};
 use super::dialogue::{Dialogue, Reply};
 use super::machine::{OPERATOR_INTERVENTION, Row};
@@ -12,6 +10,8 @@ use crate::config::{KeepaliveWishes, Pooler, Resolved};
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::net::Keepalive;
 use crate::protocol::ServerIdentity;
+use crate::span::milliseconds;
+use crate::wait::timeout;
 
 /// How often the server looks whether the client of a waiting request is still there, so that the
 /// request of a process that died leaves the queue.
@@ -270,46 +270,28 @@ type Setting = (&'static str, String);
 /// What a session that holds or waits for locks needs to be set, on a server of this major version.
 ///
 /// A host that vanished keeps its lock until the server notices, by default for about two hours: the
-/// server is told to look more often.
+/// server is told to look more often. The timeouts that may end a wait or a holder, by the defaults of a role
+/// or a database, are reset, but for what a lease wants of them.
 fn settings(version: u32, orphan_timeout: Duration, lease: Option<Duration>) -> Vec<Setting> {
     let keepalive = server_keepalive(orphan_timeout);
-    let mut settings = timeouts(version, lease);
-    settings.extend(since(
-        version,
-        [
-            (0, "tcp_keepalives_idle", keepalive.idle.as_secs().to_string()),
-            (0, "tcp_keepalives_interval", keepalive.interval.as_secs().to_string()),
-            (0, "tcp_keepalives_count", keepalive.probes.to_string()),
-            (12, "tcp_user_timeout", keepalive.acknowledgement.as_millis().to_string()),
-            (14, CLIENT_CHECK, CLIENT_CHECK_INTERVAL.as_millis().to_string()),
-            // A server that crashes says why it ends a session in a warning.
-            (0, "client_min_messages", String::from("warning")),
-        ],
-    ));
+    let silence = milliseconds(lease.unwrap_or_default());
+    let all: [(u32, &str, u64); 10] = [
+        (0, "statement_timeout", 0),
+        (0, "lock_timeout", 0),
+        (0, "idle_in_transaction_session_timeout", silence),
+        (LEASES_SINCE, "idle_session_timeout", silence),
+        (17, "transaction_timeout", 0),
+        (0, "tcp_keepalives_idle", keepalive.idle.as_secs()),
+        (0, "tcp_keepalives_interval", keepalive.interval.as_secs()),
+        (0, "tcp_keepalives_count", keepalive.probes.into()),
+        (12, "tcp_user_timeout", milliseconds(keepalive.acknowledgement)),
+        (14, CLIENT_CHECK, milliseconds(CLIENT_CHECK_INTERVAL)),
+    ];
+    let known = all.into_iter().filter(|(since, ..)| *since <= version);
+    let mut settings: Vec<_> = known.map(|(_, name, value)| (name, value.to_string())).collect();
+    // A server that crashes says why it ends a session in a warning.
+    settings.push(("client_min_messages", String::from("warning")));
     settings
-}
-
-/// The timeouts that may end a wait or a holder, by the defaults of a role or a database: reset, but for
-/// what a lease wants of them.
-fn timeouts(version: u32, lease: Option<Duration>) -> Vec<Setting> {
-    let off = || String::from("0");
-    let silence = || lease.unwrap_or_default().as_millis().to_string();
-    since(
-        version,
-        [
-            (0, "statement_timeout", off()),
-            (0, "lock_timeout", off()),
-            (0, "idle_in_transaction_session_timeout", silence()),
-            (LEASES_SINCE, "idle_session_timeout", silence()),
-            (17, "transaction_timeout", off()),
-        ],
-    )
-}
-
-/// Those of the settings that a server of this major version has.
-fn since<const N: usize>(version: u32, settings: [(u32, &'static str, String); N]) -> Vec<Setting> {
-    let known = settings.into_iter().filter(|(since, ..)| *since <= version);
-    known.map(|(_, name, value)| (name, value)).collect()
 }
 
 /// Makes the settings for the session.

@@ -32,18 +32,17 @@ mod login;
 mod machine;
 #[cfg(test)]
 mod simulation;
+#[cfg(feature = "async")]
+mod watch;
 mod wire;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::timeout_at;
 
 pub(crate) use self::advisory::LockId;
 #[cfg(feature = "manager")]
@@ -57,14 +56,14 @@ pub(crate) use self::lease::Clocks;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
 #[cfg(feature = "manager")]
 pub(crate) use self::wire::CLOSE_WITHIN;
-pub(crate) use self::wire::now;
-use self::wire::{Rest, Wire};
+use self::wire::Wire;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, ServerError};
 use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::trace;
+use crate::wait::{self, now, timeout_at};
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -105,7 +104,7 @@ pub struct Session {
     /// How long the server is asked to wait for a lock at a time.
     wait_slice: Option<Duration>,
     /// Where a request is settled whose future was dropped.
-    runtime: Handle,
+    runtime: wait::Place,
 }
 
 /// Where the session's wire is.
@@ -151,7 +150,7 @@ impl Session {
             books: Books::default(),
             signal: None,
             wait_slice: config.slice_of_a_wait(),
-            runtime: Handle::current(),
+            runtime: wait::Place::current(),
         })
     }
 
@@ -373,66 +372,6 @@ impl Session {
         self.signal.get_or_insert_default().canceller()
     }
 
-    /// Completes when the session is gone, with the reason. Until then the session's locks are held.
-    /// Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping this future changes nothing.
-    pub async fn lost(&mut self) -> Error {
-        self.watch(&AtomicBool::new(false)).await
-    }
-
-    /// Runs the work for as long as the session lives: if it is lost first, the work is dropped and
-    /// the reason returned. Meanwhile, heartbeats keep its [lease](Config::lease), if it has one.
-    ///
-    /// Before each step of the work, the session's socket is looked at: a system call that does not wait.
-    /// So no step begins after the server's word that the session is over has come. What the work has
-    /// started elsewhere (another task, a thread) is not ended with it.
-    ///
-    /// The session is looked at after the work as well: an error does not mean that the work did not come to
-    /// its end, but that it may not have been alone.
-    ///
-    /// # Errors
-    ///
-    /// One of a lost session: [`Error::is_lost`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping this future drops the work. The session keeps its locks.
-    pub async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
-        self.catch_up().await?;
-        let mut work = pin!(work);
-        let done = {
-            let unheard = AtomicBool::new(false);
-            let mut lost = pin!(self.watch(&unheard));
-            poll_fn(|cx| match lost.as_mut().poll(cx) {
-                Poll::Ready(error) => Poll::Ready(Err(error)),
-                // It may be that the session is over. The runtime is about to tell.
-                Poll::Pending if unheard.load(Ordering::Relaxed) => Poll::Pending,
-                Poll::Pending => work.as_mut().poll(cx).map(Ok),
-            })
-            .await?
-        };
-        // Work that kept the thread busy may have outlived the lock: that is no success.
-        self.catch_up().await?;
-        Ok(done)
-    }
-
-    /// As [`hold`](Session::hold), for work that one key guards.
-    pub(crate) async fn hold_key<T>(
-        &mut self,
-        key: Key,
-        work: impl Future<Output = T>,
-    ) -> Result<T> {
-        self.ready().await?;
-        let [exclusive, shared] = [Mode::Exclusive, Mode::Shared].map(|mode| LockId { key, mode });
-        if self.books.level(exclusive) == 0 && self.books.level(shared) == 0 {
-            return Err(not_held(exclusive));
-        }
-        self.hold(work).await
-    }
-
     /// Ends the session. When this returns, the server has released all of its locks.
     ///
     /// # Errors
@@ -456,32 +395,14 @@ impl Session {
 }
 
 impl Session {
-    /// As [`lost`](Session::lost). Each time it is polled, it notes whether something has come that it cannot
-    /// know yet.
-    async fn watch(&mut self, unheard: &AtomicBool) -> Error {
-        loop {
-            if let Err(error) = self.rest_watchfully(unheard).await {
-                return error;
-            }
-            let mut heartbeat = self.perform(Ask::Heartbeat, None);
-            let alive = poll_fn(|cx| {
-                let polled = Pin::new(&mut heartbeat).poll(cx);
-                let is_unheard = polled.is_pending() && heartbeat.has_unheard();
-                unheard.store(is_unheard, Ordering::Relaxed);
-                polled
-            });
-            if let Err(error) = alive.await {
-                return error;
-            }
+    /// Makes sure that the key is held, in one mode or the other.
+    pub(crate) async fn holds(&mut self, key: Key) -> Result<()> {
+        self.ready().await?;
+        let [exclusive, shared] = [Mode::Exclusive, Mode::Shared].map(|mode| LockId { key, mode });
+        if self.books.level(exclusive) == 0 && self.books.level(shared) == 0 {
+            return Err(not_held(exclusive));
         }
-    }
-
-    async fn rest_watchfully(&mut self, unheard: &AtomicBool) -> Result<()> {
-        let wire = self.ready().await?;
-        match poll_fn(|cx| wire.poll_rest(cx, unheard)).await {
-            Rest::Over(error) => Err(self.gone(error)),
-            Rest::HeartbeatDue => Ok(()),
-        }
+        Ok(())
     }
 
     /// Waits for the lock, and enters it into the books if it was granted in time.
@@ -539,7 +460,7 @@ impl Session {
         });
         match until {
             None => settled.await.map(|()| true),
-            Some(until) => match timeout_at(until.into(), settled).await {
+            Some(until) => match timeout_at(until, settled).await {
                 Ok(settled) => settled.map(|()| true),
                 Err(_) => Ok(false),
             },
@@ -685,6 +606,13 @@ impl Session {
         self.ready().await.map(|_| ())
     }
 
+    /// Asks the server for a sign of life.
+    #[cfg(feature = "blocking")]
+    pub(crate) async fn confirm(&mut self) -> Result<()> {
+        self.settled().await?;
+        self.perform(Ask::Heartbeat, None).await.map(drop)
+    }
+
     /// Asks for a row about no lock of the session, and reads it. The second argument says what is asked for,
     /// in errors.
     async fn look<T>(
@@ -722,7 +650,7 @@ impl Session {
         let (give_back, returning) = oneshot::channel();
         if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
             // If the session is gone too by then, the wire is dropped, and its socket closed.
-            self.runtime.spawn(async move { give_back.send(wire.settle().await) });
+            self.runtime.spawn(async move { drop(give_back.send(wire.settle().await)) });
         }
     }
 
@@ -794,10 +722,6 @@ impl Attempt<'_> {
             wire.cancel();
         }
         wire.poll_outcome(cx)
-    }
-
-    fn has_unheard(&self) -> bool {
-        matches!(&self.session.place, Place::Here(wire) if wire.has_unheard())
     }
 }
 

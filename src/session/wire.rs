@@ -6,14 +6,14 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+#[cfg(feature = "async")]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::runtime::Handle;
+#[cfg(feature = "async")]
 use tokio::task::unconstrained;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 #[cfg(feature = "manager")]
 use super::advisory::LockId;
@@ -26,7 +26,9 @@ use crate::net::TellTale;
 use crate::net::{self, Route, Stream};
 use crate::protocol::CancelKey;
 use crate::report::{Holding, Link};
+use crate::span::Span;
 use crate::trace;
+use crate::wait::{self, Alarm, now, timeout};
 
 /// How long the server may take to end a session that was told to.
 pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -50,10 +52,8 @@ pub(super) struct Wire {
     cancel: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     /// What the machine waits for; nothing while there is news for it.
     waiting: Option<Waiting>,
-    /// Rings at the machine's next time or before: it is only set when it has to be earlier.
-    alarm: Option<Alarm>,
-    /// Where the socket is, and the alarm.
-    runtime: Handle,
+    /// Rings at the machine's next time or before.
+    alarm: Alarm,
     /// Whether TLS may hold back some of what was written.
     unflushed: bool,
     /// Why nothing more can be sent. What the server had to say may still be read.
@@ -64,18 +64,6 @@ pub(super) struct Wire {
 #[derive(Clone, Copy)]
 struct Waiting {
     until: Option<Instant>,
-}
-
-/// What ends a session's rest.
-pub(super) enum Rest {
-    Over(Error),
-    HeartbeatDue,
-}
-
-/// A timer, and whom it wakes.
-struct Alarm {
-    sleep: Pin<Box<Sleep>>,
-    wakes: Waker,
 }
 
 /// Who is at the other end.
@@ -106,8 +94,7 @@ impl Wire {
             clocks,
             cancel: None,
             waiting: None,
-            alarm: None,
-            runtime: Handle::current(),
+            alarm: Alarm::new(),
             unflushed: false,
             send_error: None,
         }
@@ -152,16 +139,18 @@ impl Wire {
     /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)
     /// follows.
     pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
-        if let Poll::Ready(error) = self.poll_idle(cx) {
-            return Poll::Ready(Err(error));
+        // What a socket that waits has to say by now, it says before its answer.
+        if !self.stream.waits() {
+            if let Poll::Ready(error) = self.poll_idle(cx) {
+                return Poll::Ready(Err(error));
+            }
         }
         let until = self.machine.ask(ask, now()).map_err(|error| {
             Error::new(ErrorKind::Lost, "the session was busy").with_source(error).lost()
         })?;
-        let until = until.map(Instant::from);
         self.waiting = Some(Waiting { until });
         self.poll_send(cx);
-        let rings = until.is_some_and(|until| self.poll_alarm(until, cx));
+        let rings = until.is_some_and(|until| self.alarm.poll(until, cx));
         if rings || self.send_error.is_some() {
             return self.poll_outcome(cx);
         }
@@ -184,12 +173,12 @@ impl Wire {
                 if self.has_to_send() {
                     self.poll_send(cx);
                 }
+                let heard = wait::no_longer_than(until, || {
+                    Ok(self.poll_cancel(cx) || self.poll_receive(cx)?)
+                })?;
                 // The runtime rings late if a task that keeps waking itself is all that it looks at.
-                let news = self.poll_cancel(cx)
-                    || self.poll_receive(cx)?
-                    || until
-                        .is_some_and(|until| until <= Instant::now() || self.poll_alarm(until, cx));
-                if !news {
+                let is_time = |until| until <= now() || self.alarm.poll(until, cx);
+                if !heard && !until.is_some_and(is_time) {
                     return Poll::Pending;
                 }
             }
@@ -198,7 +187,7 @@ impl Wire {
             }
             self.waiting = match self.machine.poll(now()).map_err(|loss| self.lost(loss))? {
                 Action::Done(outcome) => return Poll::Ready(Ok(outcome)),
-                Action::Wait { until } => Some(Waiting { until: until.map(Instant::from) }),
+                Action::Wait { until } => Some(Waiting { until }),
                 Action::SendCancel => {
                     let Peer { route, cancel_key, .. } = self.peer.clone();
                     self.cancel = Some(Box::pin(net::cancel(route, cancel_key)));
@@ -217,30 +206,6 @@ impl Wire {
     /// Makes sure that [`poll_idle`](Self::poll_idle) sees what the server has sent by now.
     pub(super) async fn catch_up(&mut self) -> Result<()> {
         self.stream.catch_up().await.map_err(|error| self.ended(Some(error)))
-    }
-
-    /// Waits between requests, until the session is over or it is time for a sign of life. Notes whether
-    /// something has come that the runtime has not told of: it looks at its sockets only between tasks.
-    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, unheard: &AtomicBool) -> Poll<Rest> {
-        // What else the task does must not use up what tokio allows it: nobody would read.
-        let taking_in = poll_fn(|cx| Poll::Ready(self.take_in(cx)));
-        let taken_in = ready!(pin!(unconstrained(taking_in)).poll(cx));
-        let news = match taken_in {
-            // It would go on and on.
-            Ok(READS_MAX) => Ok(false),
-            Ok(_) => self.stream.has_news(),
-            Err(error) => return Poll::Ready(Rest::Over(error)),
-        };
-        match news {
-            Ok(news) => unheard.store(news, Ordering::Relaxed),
-            Err(error) => return Poll::Ready(Rest::Over(self.ended(Some(error)))),
-        }
-        match self.machine.heartbeat_due() {
-            Some(due) if due <= now() || self.poll_alarm(due.into(), cx) => {
-                Poll::Ready(Rest::HeartbeatDue)
-            }
-            _ => Poll::Pending,
-        }
     }
 
     /// Takes in what the server sent without being asked, which may be that the session is over.
@@ -262,6 +227,12 @@ impl Wire {
             if reads == READS_MAX {
                 cx.waker().wake_by_ref();
                 break;
+            }
+            if self.stream.waits() {
+                if !self.has_unheard() {
+                    break;
+                }
+                self.stream.look_again();
             }
             if !self.poll_receive(cx)? {
                 break;
@@ -401,25 +372,6 @@ impl Wire {
         ended
     }
 
-    /// Whether the alarm rang, at this time or before.
-    fn poll_alarm(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
-        if self.alarm.as_ref().is_some_and(|alarm| alarm.is_set(until, cx)) {
-            return false;
-        }
-        // Whoever polls may be on another runtime, which ends before.
-        let _here = self.runtime.enter();
-        let alarm = self.alarm.get_or_insert_with(|| Alarm {
-            sleep: Box::pin(sleep_until(until)),
-            wakes: cx.waker().clone(),
-        });
-        if alarm.sleep.is_elapsed() || alarm.sleep.deadline() > until {
-            alarm.sleep.as_mut().reset(until);
-        }
-        alarm.wakes.clone_from(cx.waker());
-        // Where tokio holds a busy task back, it would not set the timer: nobody would ever notice.
-        pin!(unconstrained(alarm.sleep.as_mut())).poll(cx).is_ready()
-    }
-
     #[cold]
     fn lost(&self, loss: Loss) -> Error {
         match loss {
@@ -443,8 +395,9 @@ impl Wire {
                 self.error(
                     ErrorKind::Lost,
                     format!(
-                        "no answer of the server renewed the lease of {ttl:?} in time, which counts what \
-                         this machine slept"
+                        "no answer of the server renewed the lease of {} in time, which counts what \
+                         this machine slept",
+                        Span(ttl)
                     ),
                 )
             }
@@ -488,6 +441,41 @@ impl Wire {
     }
 }
 
+/// What only a task waits for.
+#[cfg(feature = "async")]
+impl Wire {
+    /// Waits between requests, until the session is over or it is time for a sign of life. Notes whether
+    /// something has come that the runtime has not told of: it looks at its sockets only between tasks.
+    pub(super) fn poll_rest(&mut self, cx: &mut Context<'_>, unheard: &AtomicBool) -> Poll<Rest> {
+        // What else the task does must not use up what tokio allows it: nobody would read.
+        let taking_in = poll_fn(|cx| Poll::Ready(self.take_in(cx)));
+        let taken_in = ready!(pin!(unconstrained(taking_in)).poll(cx));
+        let news = match taken_in {
+            // It would go on and on.
+            Ok(READS_MAX) => Ok(false),
+            Ok(_) => self.stream.has_news(),
+            Err(error) => return Poll::Ready(Rest::Over(error)),
+        };
+        match news {
+            Ok(news) => unheard.store(news, Ordering::Relaxed),
+            Err(error) => return Poll::Ready(Rest::Over(self.ended(Some(error)))),
+        }
+        match self.machine.heartbeat_due() {
+            Some(due) if due <= now() || self.alarm.poll(due, cx) => {
+                Poll::Ready(Rest::HeartbeatDue)
+            }
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// What ends a session's rest.
+#[cfg(feature = "async")]
+pub(super) enum Rest {
+    Over(Error),
+    HeartbeatDue,
+}
+
 /// What only a manager asks for.
 #[cfg(feature = "manager")]
 impl Wire {
@@ -497,22 +485,13 @@ impl Wire {
     }
 
     /// Until when the locks are certain, where a lease says so.
-    pub(super) fn certain_until(&self) -> Option<std::time::Instant> {
+    pub(super) fn certain_until(&self) -> Option<Instant> {
         self.machine.certain_until()
     }
 
     /// See [`TellTale`]. The system may not have another one to give.
     pub(super) fn tell_tale(&self) -> Option<TellTale> {
         self.stream.tell_tale().ok()
-    }
-}
-
-impl Alarm {
-    /// Whether it is going to wake this task early enough.
-    fn is_set(&self, until: Instant, cx: &Context<'_>) -> bool {
-        self.sleep.deadline() <= until
-            && !self.sleep.is_elapsed()
-            && self.wakes.will_wake(cx.waker())
     }
 }
 
@@ -525,12 +504,7 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// The time, on tokio's clock, which tests can stop.
-pub(crate) fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
-
-#[cfg(all(test, unix))]
+#[cfg(all(test, unix, feature = "async"))]
 mod tests {
     use std::task::Waker;
 
@@ -560,7 +534,12 @@ mod tests {
                 authentication: AuthMethod::None,
                 is_channel_bound: false,
             };
-            let mut wire = Wire::new(Stream::Unix(client), machine, peer, Some(Clocks::look()));
+            let mut wire = Wire::new(
+                Stream::Clear(net::Socket::Unix(client)),
+                machine,
+                peer,
+                Some(Clocks::look()),
+            );
             let mut cx = Context::from_waker(Waker::noop());
             if is_under_way {
                 assert!(wire.poll_ask(Ask::Heartbeat, &mut cx).is_pending());

@@ -86,7 +86,7 @@ fn folder() -> PathBuf {
 }
 
 /// What each example prints.
-const EXPECTED: [(&str, &str); 18] = [
+const EXPECTED: [(&str, &str); 19] = [
     (
         "basic",
         "\
@@ -98,6 +98,15 @@ unlock: level 0
 another session tries: true
 unlock: exclusive lock on key 4165636264736693298: not held by this session, so there is nothing to release
 the other session closes; lock tries: true
+",
+    ),
+    (
+        "blocking",
+        "\
+the first one is inside
+the second one waits: 1 is inside
+the first one leaves
+the second one is inside
 ",
     ),
     (

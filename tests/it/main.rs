@@ -12,14 +12,16 @@
 
 mod authentication;
 mod behaviour;
+#[cfg(feature = "blocking")]
+mod blocking;
 mod calls;
 mod cancel;
 mod cluster;
 mod drops;
 #[cfg(feature = "manager")]
 mod election;
-// Some need the manager.
-#[cfg(feature = "manager")]
+// Some need one of these features, and some the other.
+#[cfg(all(feature = "blocking", feature = "manager"))]
 mod examples;
 mod failover;
 mod faults;

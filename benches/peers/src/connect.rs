@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use pglock::{Config, Lock};
+use pglock::{Config, Lock, blocking};
 use pglock_test_cluster::role::SCRAM;
 use sqlx::Connection;
 
@@ -21,6 +21,8 @@ pub(crate) fn group(server: &Server) -> Group {
         Candidate { name: "bare socket", turn: bare(server) },
         Candidate { name: "pglock, first connection of a Config", turn: pglock_first(server) },
         Candidate { name: "pglock, from the second on", turn: pglock_again(server) },
+        Candidate { name: "pglock, blocking, first connection", turn: blocking_first(server) },
+        Candidate { name: "pglock, blocking, from the second on", turn: blocking_again(server) },
         Candidate { name: "tokio-postgres", turn: tokio_postgres(server) },
         Candidate { name: "sqlx", turn: sqlx(server) },
     ];
@@ -52,6 +54,24 @@ fn pglock_again(server: &Server) -> Turn {
     let config = server.config(Transport::Tcp, &SCRAM);
     let runtime = Rc::clone(server.runtime());
     sessions(server, move || runtime.block_on(connect_and_close(&config)))
+}
+
+fn blocking_first(server: &Server) -> Turn {
+    let url = server.cluster().url_for(&SCRAM) + "?sslmode=disable";
+    sessions(server, move || block_and_close(&url.parse().expect("the cluster's URL")))
+}
+
+fn blocking_again(server: &Server) -> Turn {
+    let config = server.config(Transport::Tcp, &SCRAM);
+    sessions(server, move || block_and_close(&config))
+}
+
+fn block_and_close(config: &Config) -> Duration {
+    let begin = Instant::now();
+    let lock = blocking::Lock::connect(config, KEY).expect("a session");
+    let time = begin.elapsed();
+    lock.close().expect("a goodbye");
+    time
 }
 
 async fn connect_and_close(config: &Config) -> Duration {

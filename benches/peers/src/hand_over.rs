@@ -1,9 +1,13 @@
 //! A busy lock, passed from one session to another: from the holder's `unlock`, with one waiter in the
-//! server's queue, until the waiter has it. Both sessions are on one thread, over TCP.
+//! server's queue, until the waiter has it. Both sessions are on one thread, over TCP; those that block are on
+//! a thread each.
 
 use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
+use pglock::blocking;
 use pglock_test_cluster::role;
 
 use crate::bare::{Bare, BareTokio};
@@ -19,6 +23,7 @@ pub(crate) fn group(server: &Server) -> Group {
         Candidate { name: "bare sockets", turn: bare(server, 21) },
         Candidate { name: "bare tokio sockets", turn: bare_tokio(server, 22) },
         Candidate { name: "pglock", turn: pglock(server, 23) },
+        Candidate { name: "pglock, blocking", turn: pglock_blocking(server, 24) },
     ];
     Group { title: "Hand-over, TCP", turns: TURNS, candidates }
 }
@@ -95,5 +100,33 @@ fn pglock(server: &Server, key: i64) -> Turn {
                 pair = Some((waiter, holder));
             }
         });
+    })
+}
+
+fn pglock_blocking(server: &Server, key: i64) -> Turn {
+    let [mut first, second] = [(); 2].map(|()| server.blocking_lock(Transport::Tcp, key));
+    first.lock().expect("the lock");
+    let mut observer = Observer::new(server);
+    let mut pair = Some((first, second));
+    // A thread that waits again and again: to start one is no part of a hand-over.
+    let (give, given) = mpsc::channel::<blocking::Lock>();
+    let (grant, granted) = mpsc::channel();
+    thread::spawn(move || {
+        for mut waiter in given {
+            waiter.lock().expect("the lock");
+            grant.send((Instant::now(), waiter)).expect("somebody who listens");
+        }
+    });
+    Box::new(move |times| {
+        for _ in 0..HAND_OVERS {
+            let (mut holder, waiter) = pair.take().expect("given back each time");
+            give.send(waiter).expect("the waiter's thread");
+            observer.wait_until_queued(key);
+            let begin = Instant::now();
+            holder.unlock().expect("an answer");
+            let (granted, waiter) = granted.recv().expect("the waiter");
+            times.push(granted - begin);
+            pair = Some((waiter, holder));
+        }
     })
 }

@@ -23,6 +23,7 @@ pub(crate) fn group(server: &Server, transport: Transport) -> Group {
         Transport::Tls => vec![bare(server.tls())],
     };
     candidates.push(pglock(server, transport));
+    candidates.push(pglock_blocking(server, transport));
     candidates.push(tokio_postgres_prepared(server, transport));
     candidates.push(tokio_postgres_simple(server, transport));
     candidates.push(sqlx_prepared(server, transport));
@@ -64,6 +65,14 @@ fn pglock(server: &Server, transport: Transport) -> Candidate {
     Candidate::on(server.runtime(), "pglock", PAIRS, async move || {
         assert!(lock.try_lock().await.expect("an answer"));
         lock.unlock().await.expect("an answer");
+    })
+}
+
+fn pglock_blocking(server: &Server, transport: Transport) -> Candidate {
+    let mut lock = server.blocking_lock(transport, 7);
+    Candidate::blocking("pglock, blocking", PAIRS, move || {
+        assert!(lock.try_lock().expect("an answer"));
+        lock.unlock().expect("an answer");
     })
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pglock::{Config, Lock};
+use pglock::{Config, Lock, blocking};
 use pglock_test_cluster::{Cluster, Raw, Role, eventually, role, wait_until};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -84,6 +84,11 @@ impl Server {
     pub(crate) fn lock(&self, transport: Transport, key: i64) -> Lock {
         let config = self.config(transport, &role::TRUST);
         self.runtime.block_on(Lock::connect(&config, key)).expect("a session")
+    }
+
+    pub(crate) fn blocking_lock(&self, transport: Transport, key: i64) -> blocking::Lock {
+        let config = self.config(transport, &role::TRUST);
+        blocking::Lock::connect(&config, key).expect("a session")
     }
 
     pub(crate) fn tcp(&self) -> TcpStream {

@@ -21,7 +21,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, InconsistentKeys, ProtocolVersion};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use zeroize::Zeroizing;
@@ -30,6 +29,7 @@ use self::verifier::{CheckNames, Verifier};
 use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Address;
+use crate::net::Socket;
 use crate::net::is_broken_off;
 use crate::report::TlsReport;
 
@@ -76,13 +76,13 @@ impl Tls {
     }
 
     /// Shakes hands on a socket on which the server waits for that.
-    pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, socket: Socket) -> Result<TlsStream<Socket>> {
         self.shake_hands(socket).await.map_err(|error| self.handshake_failed(error))
     }
 
     /// Shakes hands without having asked for TLS, which the server has to have understood: it selects
     /// the protocol.
-    pub(crate) async fn connect_directly(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect_directly(&self, socket: Socket) -> Result<TlsStream<Socket>> {
         let stream = self.shake_hands(socket).await.map_err(|error| {
             if !is_broken_off(&error) {
                 return self.handshake_failed(error);
@@ -96,7 +96,7 @@ impl Tls {
         Err(problem(format!("the server did not select the protocol \"postgresql\"; {DIRECT}")))
     }
 
-    async fn shake_hands(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    async fn shake_hands(&self, socket: Socket) -> io::Result<TlsStream<Socket>> {
         let connector = TlsConnector::from(Arc::clone(&self.config));
         connector.connect(self.server_name.clone(), socket).await
     }
@@ -119,13 +119,13 @@ impl Tls {
 const DIRECT: &str = "sslnegotiation=direct needs PostgreSQL 17 or later, with `ssl` turned on";
 
 /// The certificate that the server showed, in DER.
-pub(crate) fn peer_certificate(stream: &TlsStream<TcpStream>) -> Option<&[u8]> {
+pub(crate) fn peer_certificate(stream: &TlsStream<Socket>) -> Option<&[u8]> {
     let (_, connection) = stream.get_ref();
     connection.peer_certificates()?.first().map(AsRef::as_ref)
 }
 
 /// What encrypts the connection, by the names that PostgreSQL has for it.
-pub(crate) fn report(stream: &TlsStream<TcpStream>) -> Option<TlsReport> {
+pub(crate) fn report(stream: &TlsStream<Socket>) -> Option<TlsReport> {
     let (_, connection) = stream.get_ref();
     let version = match connection.protocol_version()? {
         ProtocolVersion::TLSv1_2 => String::from("TLSv1.2"),

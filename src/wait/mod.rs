@@ -1,0 +1,170 @@
+//! What a future waits on: tokio's runtime, or the thread that polls it.
+//!
+//! Everything that talks to a server is written once, as futures. Who polls them decides how they wait:
+//!
+//! ```text
+//! feature    polled by             a socket that has nothing        a time that has not come
+//! async      a task of tokio's     says so, and wakes the task      is a timer, which wakes the task
+//! blocking   thread::block_on      waits in its system call         is the limit of that system call
+//! ```
+//!
+//! Where both features are on, the thread knows who polls; as it knows which of tokio's runtimes it is on.
+
+#[cfg(feature = "async")]
+mod task;
+#[cfg(feature = "blocking")]
+pub(crate) mod thread;
+
+use std::future::Future;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+/// Who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// The task that polls, on tokio's runtime.
+    #[cfg(feature = "async")]
+    Task,
+    /// The thread that polls, in system calls.
+    #[cfg(feature = "blocking")]
+    Thread,
+}
+
+impl Waiter {
+    /// Who waits for what is polled here and now.
+    pub(crate) fn current() -> Self {
+        #[cfg(all(feature = "async", feature = "blocking"))]
+        if thread::is_waiting() {
+            return Self::Thread;
+        }
+        #[cfg(feature = "async")]
+        return Self::Task;
+        #[cfg(not(feature = "async"))]
+        return Self::Thread;
+    }
+}
+
+/// The time is up.
+#[derive(Debug)]
+pub(crate) struct Elapsed;
+
+/// The time; on tokio's clock, which tests can stop, where that is at hand.
+pub(crate) fn now() -> Instant {
+    #[cfg(feature = "async")]
+    return tokio::time::Instant::now().into_std();
+    #[cfg(not(feature = "async"))]
+    return Instant::now();
+}
+
+/// Drops the work if it takes longer.
+pub(crate) async fn timeout<T>(
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    match Waiter::current() {
+        #[cfg(feature = "async")]
+        Waiter::Task => tokio::time::timeout(limit, work).await.map_err(|_| Elapsed),
+        #[cfg(feature = "blocking")]
+        Waiter::Thread => thread::timeout_at(now().checked_add(limit), work).await,
+    }
+}
+
+/// Drops the work if it is not done by then.
+pub(crate) async fn timeout_at<T>(
+    until: Instant,
+    work: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    match Waiter::current() {
+        #[cfg(feature = "async")]
+        Waiter::Task => tokio::time::timeout_at(until.into(), work).await.map_err(|_| Elapsed),
+        #[cfg(feature = "blocking")]
+        Waiter::Thread => thread::timeout_at(Some(until), work).await,
+    }
+}
+
+/// Lets others have their turn.
+pub(crate) async fn yield_now() {
+    match Waiter::current() {
+        #[cfg(feature = "async")]
+        Waiter::Task => tokio::task::yield_now().await,
+        #[cfg(feature = "blocking")]
+        Waiter::Thread => {}
+    }
+}
+
+/// Has what is polled meanwhile wait until this time at most, if there is one.
+#[inline]
+pub(crate) fn no_longer_than<T>(until: Option<Instant>, poll: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "blocking")]
+    if let (Some(until), Waiter::Thread) = (until, Waiter::current()) {
+        return thread::no_longer_than(until, poll);
+    }
+    #[cfg(not(feature = "blocking"))]
+    let _ = until;
+    poll()
+}
+
+/// Where something waits: the runtime that it began on.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    #[cfg(feature = "async")]
+    Runtime(tokio::runtime::Handle),
+    #[cfg(feature = "blocking")]
+    Thread,
+}
+
+impl Place {
+    /// Where what is polled here and now waits.
+    pub(crate) fn current() -> Self {
+        match Waiter::current() {
+            #[cfg(feature = "async")]
+            Waiter::Task => Self::Runtime(tokio::runtime::Handle::current()),
+            #[cfg(feature = "blocking")]
+            Waiter::Thread => Self::Thread,
+        }
+    }
+
+    /// Has a task of its own do the work; a thread that waits drops it.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Runtime(runtime) => drop(runtime.spawn(work)),
+            #[cfg(feature = "blocking")]
+            Self::Thread => drop(work),
+        }
+    }
+}
+
+/// Wakes a future when a time has come.
+pub(crate) enum Alarm {
+    #[cfg(feature = "async")]
+    Task(task::Alarm),
+    /// Nobody is woken. Sockets wait no longer than they are told: see [`no_longer_than`].
+    #[cfg(feature = "blocking")]
+    Thread,
+}
+
+impl Alarm {
+    /// On the runtime on which this is called.
+    pub(crate) fn new() -> Self {
+        match Place::current() {
+            #[cfg(feature = "async")]
+            Place::Runtime(runtime) => Self::Task(task::Alarm::new(runtime)),
+            #[cfg(feature = "blocking")]
+            Place::Thread => Self::Thread,
+        }
+    }
+
+    /// Whether it rang, at this time or before. If not, it is going to wake the caller.
+    pub(crate) fn poll(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Task(alarm) => alarm.poll(until, cx),
+            #[cfg(feature = "blocking")]
+            Self::Thread => {
+                let _ = cx;
+                until <= now()
+            }
+        }
+    }
+}
