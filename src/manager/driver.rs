@@ -106,7 +106,7 @@ impl Driver {
         loop {
             match unless_over(&fate, self.step(&mut session)).await {
                 Ok(()) => {
-                    self.fate.renew(session.certain_until());
+                    self.renew_fate(&session);
                     if let Some(error) = self.said_to_be_lost() {
                         trace::lost(None, &error);
                         return Some(error);
@@ -311,6 +311,14 @@ impl Driver {
         self.fate.error().filter(Error::is_lost)
     }
 
+    /// What was certain before a request is withdrawn stays so, and no longer: the server has not been heard
+    /// since.
+    fn renew_fate(&self, session: &Session) {
+        if session.is_here() {
+            self.fate.renew(session.certain_until());
+        }
+    }
+
     fn answer(&self, answers: impl IntoIterator<Item = (LockId, Answer)>, session: &Session) {
         self.tell(session, |core, now| {
             for (lock, answer) in answers {
@@ -326,7 +334,7 @@ impl Driver {
         tell: impl FnOnce(&mut Core<oneshot::Sender<Told>>, Instant),
     ) {
         // Before somebody gets a guard that relies on it.
-        self.fate.renew(session.certain_until());
+        self.renew_fate(session);
         if self.said_to_be_lost().is_some() {
             return;
         }

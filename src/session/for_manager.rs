@@ -120,6 +120,11 @@ impl Session {
         self.token(lock, Held::Before, None).await
     }
 
+    /// Whether no request is being withdrawn elsewhere.
+    pub(crate) fn is_here(&self) -> bool {
+        matches!(&self.place, Place::Here(_))
+    }
+
     /// Until when the locks are certain, if that is not for as long as nothing else is heard.
     pub(crate) fn certain_until(&self) -> Option<Instant> {
         match &self.place {

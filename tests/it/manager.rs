@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode};
+use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode, SslMode};
 use pglock_test_cluster::{
     Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
     wait_until,
@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::fences::server_without_its_standby;
 use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::stage::{PATIENCE, Stage, next_to_end, poll_times, soon};
+use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, soon};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -572,19 +572,6 @@ fn guards_and_waits_can_be_polled_where_there_is_no_runtime() {
     assert!(poll_here(lost).is_lost());
 }
 
-/// What a future comes to that is polled on this thread, without a runtime.
-fn poll_here<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let latest = Instant::now() + PATIENCE;
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => assert!(Instant::now() < latest, "still pending"),
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 #[tokio::test]
 async fn tokens_rise_from_guard_to_guard() {
     let stage = Stage::new();
@@ -976,4 +963,24 @@ async fn a_session_that_was_said_to_be_lost_is_not_used_again() {
     assert!(guard.is_held());
     soon(guard.unlock()).await.unwrap();
     assert_eq!(alice.stats().lost_sessions, 1);
+}
+
+/// The server has not heard that it is withdrawn either, and counts from the last request that it answered.
+#[tokio::test]
+async fn a_guard_is_not_held_beyond_its_lease_while_a_token_is_being_withdrawn() {
+    let stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let mut config = stage.config("alice");
+    config.hosts([("127.0.0.1", proxy.port())]).sslmode(SslMode::Disable);
+    config.lease(Duration::from_secs(2));
+    let alice = LockManager::new(config);
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    let mut bob = stage.lock("bob").await;
+    proxy.set_both(Traffic::Silent);
+    timeout(SHORT, guard.fencing_token()).await.expect_err("nothing is answered");
+    soon(bob.lock()).await.unwrap();
+    assert!(!guard.is_held(), "both have it");
 }

@@ -9,8 +9,9 @@ use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
 
 #[cfg(feature = "manager")]
 use pglock::LockManager;
@@ -216,6 +217,19 @@ pub(crate) async fn poll_times<F: Future>(times: usize, future: F) -> Option<F::
         }
     })
     .await
+}
+
+/// What a future comes to that is polled on this thread, without a runtime.
+pub(crate) fn poll_here<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let latest = Instant::now() + PATIENCE;
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => assert!(Instant::now() < latest, "still pending"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// As [`tokio::time::timeout`], for what must not take for ever: the test fails if it does.
