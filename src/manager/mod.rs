@@ -607,11 +607,14 @@ impl Shared {
 
     /// A session is over. Says for how long none is opened, if so.
     fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
-        self.state().sessions.remove(&id);
-        self.with(|core, now| {
+        let pause = self.with(|core, now| {
             core.ended(id, why, now);
             core.pause_before_opening(now)
-        })
+        });
+        // Not before: until the core knows, what the session held goes to others, who learn by their guards
+        // that it is lost.
+        self.state().sessions.remove(&id);
+        pause
     }
 
     /// Tells a session something that the core need not know.

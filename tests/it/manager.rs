@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use pglock::{Config, ErrorKind, Guard, Key, Lock, LockManager, Mode, SslMode};
+use pglock::{Config, Error, ErrorKind, Guard, Key, Lock, LockManager, Mode, SslMode};
 use pglock_test_cluster::{
     Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
     wait_until,
@@ -983,4 +983,38 @@ async fn a_guard_is_not_held_beyond_its_lease_while_a_token_is_being_withdrawn()
     timeout(SHORT, guard.fencing_token()).await.expect_err("nothing is answered");
     soon(bob.lock()).await.unwrap();
     assert!(!guard.is_held(), "both have it");
+}
+
+/// A lock goes from task to task while it is told that its session is over.
+#[test]
+fn whoever_waits_does_not_hear_of_a_session_that_was_lost_before() {
+    const LOSSES: u32 = 100;
+    let stage = Stage::new();
+    let runtime = Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let (alice, key) = (stage.manager("alice"), stage.key());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let contend = || {
+        let (alice, is_over) = (alice.clone(), Arc::clone(&is_over));
+        async move {
+            while !is_over.load(Ordering::SeqCst) {
+                drop(alice.lock(key).await?);
+                yield_now().await;
+            }
+            Ok::<_, Error>(())
+        }
+    };
+    let contenders: Vec<_> = (0..8).map(|_| runtime.spawn(contend())).collect();
+    let mut admin = Cluster::default_cluster().raw();
+    let name = stage.application_name("alice");
+    let end = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'"
+    );
+    for _ in 0..LOSSES {
+        admin.rows(&end);
+        thread::sleep(Duration::from_millis(15));
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for contender in contenders {
+        runtime.block_on(async { soon(contender).await }).unwrap().unwrap();
+    }
 }
