@@ -568,6 +568,11 @@ impl Machine {
             return Ok(Some(outcome));
         }
         self.state = State::Idle;
+        let lock = match outcome {
+            #[cfg(feature = "manager")]
+            Outcome::AcquiredOne(acquired) => Some(acquired),
+            _ => lock,
+        };
         self.unconfirmed = Some(Box::new(Unconfirmed { outcome, lock }));
         self.ask(Ask::Heartbeat, now).map_err(|NotReady| unexpected_answer())?;
         Ok(None)

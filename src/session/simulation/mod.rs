@@ -23,6 +23,8 @@ mod server;
 mod world;
 
 use std::collections::BTreeMap;
+#[cfg(feature = "manager")]
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::Case::{
@@ -32,7 +34,11 @@ use self::Case::{
 use self::driver::Defect;
 use self::world::World;
 pub(super) use self::world::log_in;
+#[cfg(feature = "manager")]
+use super::advisory::Function;
 use super::advisory::{LockId, Means};
+#[cfg(feature = "manager")]
+use super::choice::Choice;
 use super::lease::Lease;
 use super::machine::{ANSWER_WITHIN, Action, Ask, Loss, Machine, Outcome, SETTLE_WITHIN};
 use crate::key::{Key, Mode};
@@ -126,6 +132,38 @@ fn a_batch_has_its_own_time_whatever_the_request_before_had() {
     machine.connection().received().extend_from_slice(row);
     let waits = machine.poll(later).unwrap();
     assert_eq!(waits, Action::Wait { until: Some(later + ANSWER_WITHIN) });
+}
+
+/// Only a manager has one lock of several tried.
+#[cfg(feature = "manager")]
+#[test]
+fn of_several_locks_the_one_that_was_acquired_is_released_if_nobody_wants_it_any_more() {
+    const TTL: Duration = Duration::from_secs(3);
+    let start = Instant::now();
+    let choice = Choice { class: 7, objects: vec![1, 2, 3], unless_taken: None };
+    let acquired = choice.locks().nth(1).unwrap();
+    let mut machine =
+        Machine::new(world::logged_in(), calls(), Some(Lease::new(TTL, start)), start);
+    machine.ask(Ask::TryAny(Arc::new(choice)), start).unwrap();
+    let answer = |machine: &mut Machine, bytes: &[u8], at| {
+        let sent = machine.connection().outgoing().len();
+        machine.connection().sent(sent);
+        machine.connection().received().extend_from_slice(bytes);
+        machine.poll(at).unwrap()
+    };
+    // It took so long that a heartbeat has to confirm it.
+    let row = b"T\0\0\0\x2e\0\x02?\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
+        ?\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
+        D\0\0\0\x10\0\x02\0\0\0\x011\0\0\0\x012C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+    let late = start + TTL / 2;
+    assert!(matches!(answer(&mut machine, row, late), Action::Wait { .. }));
+    machine.abandon(late);
+    let alive = b"V\0\0\0\x09\0\0\0\x01\0Z\0\0\0\x05I";
+    assert!(matches!(answer(&mut machine, alive, late), Action::Wait { .. }));
+    let settles = machine.connection().outgoing().to_vec();
+    let mut other = world::logged_in();
+    calls().ask(Function::Settle, acquired, &mut other).unwrap();
+    assert_eq!(settles, other.outgoing());
 }
 
 fn calls() -> Means {
