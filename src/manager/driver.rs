@@ -146,7 +146,11 @@ impl Driver {
             Some(Message::Order(Order::Unlock(lock))) => {
                 self.make(Call::Unlock(lock), session).await?;
             }
-            Some(Message::Order(Order::Wait(lock))) => self.wait(lock, session).await?,
+            Some(Message::Order(Order::Wait(lock))) => {
+                // A wait is not silent, and there is nothing yet that could be lost with a lease.
+                self.fate.renew(None);
+                self.wait(lock, session).await?;
+            }
             Some(Message::Order(Order::Probe(lock))) => {
                 let asked = self.unless_ended(session.holders(lock.key), |_| false).await;
                 let Some(holders) = asked.map(still_there).transpose()? else { return Ok(()) };

@@ -1018,3 +1018,31 @@ fn whoever_waits_does_not_hear_of_a_session_that_was_lost_before() {
         runtime.block_on(async { soon(contender).await }).unwrap().unwrap();
     }
 }
+
+/// Nothing could be lost with its lease yet, and its place in the server's queue would be.
+#[tokio::test]
+async fn a_wait_lasts_for_longer_than_a_lease() {
+    const LEASE: Duration = Duration::from_secs(1);
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut bob = stage.lock("bob").await;
+    bob.lock().await.unwrap();
+    let mut config = stage.config("alice");
+    config.lease(LEASE);
+    let alice = LockManager::new(config);
+    let waiting = tokio::spawn({
+        let (alice, key) = (alice.clone(), stage.key());
+        async move { alice.lock(key).await }
+    });
+    stage.until(&["alice awaits exclusive", "bob holds exclusive"]).await;
+    let process = stage.waiter("alice");
+    sleep(3 * LEASE).await;
+    assert_eq!(stage.waiter("alice"), process);
+    bob.unlock().await.unwrap();
+    let guard = soon(waiting).await.unwrap().unwrap();
+    // From then on, heartbeats keep it.
+    sleep(2 * LEASE).await;
+    soon(guard.unlock()).await.unwrap();
+}
