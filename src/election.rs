@@ -16,6 +16,8 @@ use crate::wait::now;
 
 /// How often an [`Observer`] looks who leads, if nothing else is said.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks at least: more than a year is too far for some clocks.
+const LOOKS_EVERY_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 impl LockManager {
     /// An election by this name: of all candidates for it, in all processes that use the same database, one
@@ -353,10 +355,11 @@ enum Told {
 }
 
 impl Observer {
-    /// How much time passes between two looks: 1 s if nothing is said, and never less than 10 ms.
+    /// How much time passes between two looks: 1 s if nothing is said, never less than 10 ms, and never more
+    /// than a year.
     #[must_use]
     pub fn every(mut self, pause: Duration) -> Self {
-        self.every = pause.max(Duration::from_millis(10));
+        self.every = pause.clamp(Duration::from_millis(10), LOOKS_EVERY_MAX);
         self
     }
 

@@ -1,6 +1,7 @@
 //! One of many leads: [`Election`], on real servers.
 
-use std::future::pending;
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -305,4 +306,19 @@ async fn a_leader_behind_a_pooler_whose_server_process_ended_makes_room() {
     soon(running.shutdown()).await;
     stage.until(&[]).await;
     assert_eq!(leaders.load(SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_observer_that_is_to_look_once_in_a_lifetime_does_not_look_all_the_time() {
+    let stage = Stage::new();
+    let mut observer = candidate(&stage, "alice").observe().every(Duration::MAX);
+    assert!(soon(observer.next()).await.unwrap().is_none());
+    let mut polls = 0;
+    let mut next = pin!(observer.next());
+    let next = poll_fn(|cx| {
+        polls += 1;
+        next.as_mut().poll(cx)
+    });
+    timeout(4 * SHORT, next).await.expect_err("nothing has changed");
+    assert!(polls < 5, "it was woken {polls} times");
 }
