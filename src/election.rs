@@ -1,11 +1,9 @@
 //! One of many leads: a recipe on [`LockManager`], in the words of etcd's elections.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tokio::time::sleep_until;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
@@ -379,7 +377,7 @@ impl Observer {
     pub async fn next(&mut self) -> Result<Option<Holder>> {
         loop {
             if let Some(next_look) = self.next_look {
-                sleep_until(next_look.into()).await;
+                let _ = self.election.manager.timeout_at(next_look, pending::<()>()).await;
             }
             let looked = self.election.leader().await;
             self.next_look = now().checked_add(self.every);

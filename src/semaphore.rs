@@ -36,7 +36,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::{timeout, timeout_at};
 
 use crate::error::{Error, Result};
 use crate::fence::Fence;
@@ -197,7 +196,7 @@ impl Semaphore {
         // A time too far for the clock is no limit.
         let waited = match now().checked_add(timeout) {
             None => Ok(waiting.await),
-            Some(until) => timeout_at(until.into(), waiting).await,
+            Some(until) => self.shared.manager.timeout_at(until, waiting).await,
         };
         match (waited, trouble) {
             (Ok(waited), _) => waited.map(Some),
@@ -338,7 +337,8 @@ impl Shared {
                 return Ok(guard);
             }
             // It is news that a slot of this process was given back.
-            let _ = timeout(pause * (50 + random_up_to(51)) / 100, self.freed.notified()).await;
+            let until = now() + pause * (50 + random_up_to(51)) / 100;
+            let _ = self.manager.timeout_at(until, self.freed.notified()).await;
             pause = (pause * 2).min(TRY_AGAIN_AFTER_MAX);
         }
     }
@@ -425,7 +425,7 @@ impl Shared {
         };
         let latest = now() + EXPECT_HAND_OVER_FOR_MAX;
         if let Some(until) = until.map(|until| until.min(latest)) {
-            let _ = timeout_at(until.into(), self.freed.notified()).await;
+            let _ = self.manager.timeout_at(until, self.freed.notified()).await;
         }
     }
 

@@ -1,9 +1,10 @@
 //! One of several locks, for the recipes that are built on the manager.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::time::Timeout;
 
 use super::core::RequestId;
 use super::{Guard, LockManager, Shared, outcome};
@@ -20,6 +21,11 @@ impl LockManager {
         let id = self.shared.with(|core, now| core.request_any(choice, caller, now));
         let _request = Request { shared: &self.shared, id };
         outcome(told.await, what)
+    }
+
+    /// Polls the future until then, also where no runtime is.
+    pub(crate) fn timeout_at<F: Future>(&self, until: Instant, future: F) -> Timeout<F> {
+        self.shared.timeout_at(until, future)
     }
 
     /// How often, and for how long, something may go from task to task within this process.

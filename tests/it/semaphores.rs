@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::processes::{Part, Process};
-use crate::stage::{NOTICED_WITHIN, PATIENCE, Stage, next_to_end, soon};
+use crate::stage::{NOTICED_WITHIN, PATIENCE, Stage, next_to_end, poll_here, soon};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -530,4 +530,22 @@ async fn closing_the_manager_ends_its_semaphores() {
         assert_eq!(waited.unwrap_err().kind(), ErrorKind::Closed);
     }
     assert_eq!(soon(semaphore.try_acquire()).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// Pauses need a clock.
+#[test]
+fn a_permit_is_waited_for_where_there_is_no_runtime() {
+    let stage = Stage::new();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let alice = stage.manager("alice");
+    let semaphore = alice.semaphore(&name(&stage), 1);
+    let permit = runtime.block_on(async { soon(semaphore.acquire()).await }).unwrap();
+    assert!(poll_here(semaphore.acquire_timeout(4 * SHORT)).unwrap().is_none());
+    let waiting = thread::spawn({
+        let semaphore = semaphore.clone();
+        move || poll_here(semaphore.acquire()).map(drop)
+    });
+    thread::sleep(SHORT);
+    drop(permit);
+    waiting.join().unwrap().unwrap();
 }
