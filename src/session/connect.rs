@@ -126,7 +126,8 @@ async fn connect_to(
     let mut failures = Failures::default();
     for address in addresses {
         let mut progress = Progress { earlier: Failures::default(), step: ConnectStep::Reach };
-        let reaching = reach(config, server, comment, name, &address, &mut progress);
+        // By far the largest part: it need not be moved into what limits its time.
+        let reaching = Box::pin(reach(config, server, comment, name, &address, &mut progress));
         let reached = within(config.connect_timeout, &address, reaching).await;
         let Progress { earlier, step } = progress;
         match reached.map_err(|failure| failure.at(step)) {

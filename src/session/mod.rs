@@ -63,7 +63,7 @@ use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::trace;
-use crate::wait::{self, now, timeout_at};
+use crate::wait::{self, now};
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -104,7 +104,7 @@ pub struct Session {
     /// How long the server is asked to wait for a lock at a time.
     wait_slice: Option<Duration>,
     /// Where a request is settled whose future was dropped.
-    runtime: wait::Place,
+    waits_at: wait::Place,
 }
 
 /// Where the session's wire is.
@@ -150,7 +150,7 @@ impl Session {
             books: Books::default(),
             signal: None,
             wait_slice: config.slice_of_a_wait(),
-            runtime: wait::Place::current(),
+            waits_at: wait::Place::current(),
         })
     }
 
@@ -451,6 +451,7 @@ impl Session {
         until: Option<Instant>,
         wait: Option<&Cancellable>,
     ) -> Result<bool> {
+        let place = self.waits_at.clone();
         let mut settled = pin!(self.settled());
         let settled = poll_fn(|cx| {
             if wait.is_some_and(|wait| wait.poll_asked(cx)) {
@@ -460,7 +461,7 @@ impl Session {
         });
         match until {
             None => settled.await.map(|()| true),
-            Some(until) => match timeout_at(until, settled).await {
+            Some(until) => match place.timeout_at(until, settled).await {
                 Ok(settled) => settled.map(|()| true),
                 Err(_) => Ok(false),
             },
@@ -650,7 +651,7 @@ impl Session {
         let (give_back, returning) = oneshot::channel();
         if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
             // If the session is gone too by then, the wire is dropped, and its socket closed.
-            self.runtime.spawn(async move { drop(give_back.send(wire.settle().await)) });
+            self.waits_at.spawn(async move { drop(give_back.send(wire.settle().await)) });
         }
     }
 

@@ -28,7 +28,7 @@ use crate::protocol::CancelKey;
 use crate::report::{Holding, Link};
 use crate::span::Span;
 use crate::trace;
-use crate::wait::{self, Alarm, now, timeout};
+use crate::wait::{self, Alarm, now};
 
 /// How long the server may take to end a session that was told to.
 pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -54,6 +54,8 @@ pub(super) struct Wire {
     waiting: Option<Waiting>,
     /// Rings at the machine's next time or before.
     alarm: Alarm,
+    /// Where the socket is, the alarm, and the sockets of cancels.
+    place: wait::Place,
     /// Whether TLS may hold back some of what was written.
     unflushed: bool,
     /// Why nothing more can be sent. What the server had to say may still be read.
@@ -87,6 +89,7 @@ impl Wire {
         peer: Peer,
         clocks: Option<Clocks>,
     ) -> Self {
+        let place = wait::Place::current();
         Self {
             stream,
             machine,
@@ -94,7 +97,8 @@ impl Wire {
             clocks,
             cancel: None,
             waiting: None,
-            alarm: Alarm::new(),
+            alarm: Alarm::at(&place),
+            place,
             unflushed: false,
             send_error: None,
         }
@@ -278,7 +282,8 @@ impl Wire {
     /// the session's locks.
     pub(super) async fn close(mut self) -> Result<()> {
         self.machine.connection().terminate();
-        match timeout(CLOSE_WITHIN, poll_fn(|cx| self.poll_end(cx))).await {
+        let place = self.place.clone();
+        match place.timeout(CLOSE_WITHIN, poll_fn(|cx| self.poll_end(cx))).await {
             Ok(ended) => ended,
             Err(_) => Err(self.error(
                 ErrorKind::Timeout,
@@ -364,7 +369,9 @@ impl Wire {
 
     /// Whether the `CancelRequest` has ended.
     fn poll_cancel(&mut self, cx: &mut Context<'_>) -> bool {
-        let ended = self.cancel.as_mut().is_some_and(|cancel| cancel.as_mut().poll(cx).is_ready());
+        let Some(cancel) = &mut self.cancel else { return false };
+        // If its socket ended with the runtime of whoever polls, its signal might still come.
+        let ended = self.place.enter(|| cancel.as_mut().poll(cx).is_ready());
         if ended {
             self.cancel = None;
             self.machine.cancel_ended(now());

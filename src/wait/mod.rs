@@ -61,25 +61,7 @@ pub(crate) async fn timeout<T>(
     limit: Duration,
     work: impl Future<Output = T>,
 ) -> Result<T, Elapsed> {
-    match Waiter::current() {
-        #[cfg(feature = "async")]
-        Waiter::Task => tokio::time::timeout(limit, work).await.map_err(|_| Elapsed),
-        #[cfg(feature = "blocking")]
-        Waiter::Thread => thread::timeout_at(now().checked_add(limit), work).await,
-    }
-}
-
-/// Drops the work if it is not done by then.
-pub(crate) async fn timeout_at<T>(
-    until: Instant,
-    work: impl Future<Output = T>,
-) -> Result<T, Elapsed> {
-    match Waiter::current() {
-        #[cfg(feature = "async")]
-        Waiter::Task => tokio::time::timeout_at(until.into(), work).await.map_err(|_| Elapsed),
-        #[cfg(feature = "blocking")]
-        Waiter::Thread => thread::timeout_at(Some(until), work).await,
-    }
+    Place::current().timeout(limit, work).await
 }
 
 /// Lets others have their turn.
@@ -124,6 +106,53 @@ impl Place {
         }
     }
 
+    /// Polls something that lives here, whoever polls it.
+    pub(crate) fn enter<T>(&self, poll: impl FnOnce() -> T) -> T {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Runtime(runtime) => {
+                let _here = runtime.enter();
+                poll()
+            }
+            #[cfg(feature = "blocking")]
+            Self::Thread => poll(),
+        }
+    }
+
+    /// As [`timeout`], with a timer that lives here.
+    pub(crate) async fn timeout<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Elapsed> {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Runtime(_) => {
+                let timeout = self.enter(|| tokio::time::timeout(limit, work));
+                timeout.await.map_err(|_| Elapsed)
+            }
+            #[cfg(feature = "blocking")]
+            Self::Thread => thread::timeout_at(now().checked_add(limit), work).await,
+        }
+    }
+
+    /// As [`timeout`](Self::timeout), until this time.
+    pub(crate) async fn timeout_at<T>(
+        &self,
+        until: Instant,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Elapsed> {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Runtime(_) => {
+                let timeout = self.enter(|| tokio::time::timeout_at(until.into(), work));
+                timeout.await.map_err(|_| Elapsed)
+            }
+            #[cfg(feature = "blocking")]
+            Self::Thread => thread::timeout_at(Some(until), work).await,
+        }
+    }
+
     /// Has a task of its own do the work; a thread that waits drops it.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         match self {
@@ -145,11 +174,11 @@ pub(crate) enum Alarm {
 }
 
 impl Alarm {
-    /// On the runtime on which this is called.
-    pub(crate) fn new() -> Self {
-        match Place::current() {
+    /// One that lives here.
+    pub(crate) fn at(place: &Place) -> Self {
+        match place {
             #[cfg(feature = "async")]
-            Place::Runtime(runtime) => Self::Task(task::Alarm::new(runtime)),
+            Place::Runtime(runtime) => Self::Task(task::Alarm::new(runtime.clone())),
             #[cfg(feature = "blocking")]
             Place::Thread => Self::Thread,
         }

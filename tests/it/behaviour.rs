@@ -11,7 +11,7 @@ use pglock::{Config, Error, ErrorKind, Key, Lock, Locker, Mode, Session};
 use pglock_test_cluster::{Cluster, Settings, eventually, role, wait_until};
 use tokio::task::JoinSet;
 
-use crate::stage::{PATIENCE, Stage, soon};
+use crate::stage::{PATIENCE, Stage, poll_here, soon};
 
 const ADMIN_SHUTDOWN: &str = "57P01";
 
@@ -380,8 +380,11 @@ fn a_session_stays_with_the_runtime_on_which_it_was_connected() {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waiting.as_mut().poll(&mut cx).is_pending());
     }
+    // The wait is withdrawn when its time is over, by a socket of its own.
+    assert!(!poll_here(bob.lock_timeout(BRIEFLY)).unwrap());
     runtime.block_on(alice.unlock()).unwrap();
     assert!(runtime.block_on(bob.try_lock()).unwrap());
+    poll_here(bob.close()).unwrap();
 }
 
 #[tokio::test]

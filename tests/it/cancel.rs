@@ -1,13 +1,14 @@
 //! However a request ends early, the session afterwards holds what its books say, and goes on.
 
 use std::pin::pin;
+use std::thread;
 use std::time::Duration;
 
-use pglock::{Error, ErrorKind, Lock, Mode};
-use pglock_test_cluster::{eventually, signal};
+use pglock::{Error, ErrorKind, Lock, Mode, SslMode};
+use pglock_test_cluster::{Settings, eventually, signal};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::stage::{NOTICED_WITHIN, NOTICES_LOST_CLIENTS, PATIENCE, Stage, poll_times, soon};
 
@@ -310,4 +311,53 @@ fn a_session_whose_runtime_ended_while_it_was_settled_is_lost() {
         contest.until_sessions(2).await;
         contest.assert_over().await;
     });
+}
+
+/// Cancels a wait on a runtime that ends before the server has seen to that, and asks for more.
+fn outlive_the_runtime_of_a_cancel(ssl_mode: SslMode) {
+    /// Long enough for a signal to come, or for an answer.
+    const A_WHILE: Duration = Duration::from_millis(200);
+    let cluster = Settings::new().start();
+    let stage = Stage::on(&cluster);
+    let (first, second) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let connect = async |actor: &str| {
+        let mut config = stage.config(actor);
+        config.sslmode(ssl_mode);
+        Lock::connect(&config, stage.key()).await.unwrap()
+    };
+    let locks = async { (connect("alice").await, connect("bob").await, connect("carol").await) };
+    let (mut alice, mut bob, mut carol) = first.block_on(locks);
+    first.block_on(alice.lock()).unwrap();
+    // Until it goes on, nobody sees to a CancelRequest.
+    signal(cluster.process_id(), "STOP");
+    second.block_on(async {
+        let waiting = timeout(5 * A_WHILE, bob.lock_timeout(A_WHILE));
+        let releasing = async {
+            sleep(2 * A_WHILE).await;
+            alice.unlock().await.unwrap();
+        };
+        let (waited, ()) = tokio::join!(waiting, releasing);
+        waited.expect_err("it is not known whether the signal is still to come");
+    });
+    drop(second);
+    let next = first.spawn(async move {
+        bob.lock().await?;
+        bob.unlock().await?;
+        carol.lock().await?;
+        timeout(5 * A_WHILE, bob.lock()).await.unwrap_or(Ok(()))
+    });
+    thread::sleep(2 * A_WHILE);
+    signal(cluster.process_id(), "CONT");
+    first.block_on(async { soon(next).await }).unwrap().unwrap();
+}
+
+#[test]
+fn a_late_cancel_hits_no_later_request_though_the_runtime_has_ended_on_which_it_was_sent() {
+    outlive_the_runtime_of_a_cancel(SslMode::Disable);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_session_outlives_the_runtime_on_which_a_cancel_was_about_to_be_sent() {
+    outlive_the_runtime_of_a_cancel(SslMode::Require);
 }
