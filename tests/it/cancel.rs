@@ -313,6 +313,25 @@ fn a_session_whose_runtime_ended_while_it_was_settled_is_lost() {
     });
 }
 
+/// Its timers end before its sockets do, all at once.
+#[test]
+fn a_wait_on_another_runtime_is_told_of_the_end_of_its_own() {
+    const ROUNDS: u32 = 50;
+    let stage = Stage::new();
+    let second = Runtime::new().unwrap();
+    let mut alice = second.block_on(stage.lock("alice"));
+    second.block_on(alice.lock()).unwrap();
+    for _ in 0..ROUNDS {
+        let first = Runtime::new().unwrap();
+        let mut bob = first.block_on(stage.lock("bob"));
+        let waiting = second.spawn(async move { bob.lock_timeout(LONG).await });
+        thread::sleep(SHORT / 5);
+        drop(first);
+        let ended = second.block_on(async { soon(waiting).await });
+        assert!(ended.expect("no panic").unwrap_err().is_lost());
+    }
+}
+
 /// Cancels a wait on a runtime that ends before the server has seen to that, and asks for more.
 fn outlive_the_runtime_of_a_cancel(ssl_mode: SslMode) {
     /// Long enough for a signal to come, or for an answer.
