@@ -1,9 +1,11 @@
 //! What a task does with a session while it asks for nothing: it watches over it.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+
+use tokio::task::unconstrained;
 
 use super::machine::Ask;
 use super::wire::Rest;
@@ -79,7 +81,8 @@ impl Session {
             }
             let mut heartbeat = self.perform(Ask::Heartbeat, None);
             let alive = poll_fn(|cx| {
-                let polled = Pin::new(&mut heartbeat).poll(cx);
+                // As at rest: what else the task does must not keep the answer from being read.
+                let polled = pin!(unconstrained(&mut heartbeat)).poll(cx);
                 let is_unheard = polled.is_pending() && heartbeat.has_unheard();
                 unheard.store(is_unheard, Ordering::Relaxed);
                 polled

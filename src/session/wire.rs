@@ -35,8 +35,8 @@ pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most that is read at a time, in bytes. What a lock asks for is answered in 16.
 const READ_BYTES: usize = 256;
-/// How often it is read at a time what nobody asked for, before others get their turn. A server that goes
-/// on and on must not keep the holder of a lock from its work.
+/// How often it is read at a time, before others get their turn. A server that goes on and on must not keep
+/// the holder of a lock from its work.
 const READS_MAX: usize = 32;
 
 /// A session's socket, its machine, and whatever the machine has under way.
@@ -172,11 +172,17 @@ impl Wire {
     pub(super) fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
         // The time that it waits for may have stood still.
         self.count_sleep();
+        let mut rounds = 0;
         loop {
             if let Some(Waiting { until }) = self.waiting {
                 if self.has_to_send() {
                     self.poll_send(cx);
                 }
+                if rounds == READS_MAX {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                rounds += 1;
                 let heard = wait::no_longer_than(until, || {
                     Ok(self.poll_cancel(cx) || self.poll_receive(cx)?)
                 })?;
