@@ -20,6 +20,11 @@
 //! While a request is under way, the server does not count. Where its answer took longer than the pause
 //! between heartbeats, as that of a wait may, nobody knows how long ago the server gave it: a heartbeat
 //! has to be answered before the outcome is told.
+//!
+//! Only waits, for a lock or for a token's standbys, may take as long as they like: their caller waits with
+//! them. What has nobody to wait for is answered while the lease lasts, or the session is lost; and so is
+//! each step by which a wait is withdrawn, counted from when it is taken: whoever gave up works on with what
+//! else is held.
 
 use std::time::{Duration, Instant, SystemTime};
 

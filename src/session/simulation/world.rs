@@ -300,7 +300,9 @@ impl World {
             Loss::Silent(_) => (Case::Lost, silent && taken <= 2 * ANSWER_WITHIN),
             Loss::Expired(ttl) => {
                 let is_over = LEASE * 9 / 10 <= since(self.leased.renewed_at);
-                let has_reason = silent || self.leased.is_neglected || delayed;
+                // The pause between two cancels, one of which may come to nothing, is nearly as long.
+                let withdraws = self.request.cancels > 0;
+                let has_reason = silent || self.leased.is_neglected || delayed || withdraws;
                 let is_due = is_over && has_reason && taken < 2 * ANSWER_WITHIN + *ttl;
                 (Case::Expired, is_due)
             }
