@@ -12,6 +12,8 @@ use crate::key::{Key, Mode};
 use crate::manager::{Guard, LockManager};
 use crate::wait::now;
 
+/// For how long a candidate waits for tokens while it loses one session after the other.
+const TOKEN_WITHIN: Duration = Duration::from_secs(30);
 /// How often an [`Observer`] looks who leads, if nothing else is said.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// How often it looks at least: more than a year is too far for some clocks.
@@ -90,9 +92,10 @@ impl Election {
     ///
     /// Dropping this future ends the campaign. If the candidate was elected meanwhile, it resigns.
     pub async fn campaign(&self) -> Result<Leadership> {
+        let mut tokens = Tokens::default();
         loop {
             let guard = self.manager.lock(self.key).await?;
-            if let Some(leadership) = Leadership::begin(guard).await? {
+            if let Some(leadership) = tokens.begin(guard).await? {
                 return Ok(leadership);
             }
         }
@@ -102,14 +105,15 @@ impl Election {
     ///
     /// # Errors
     ///
-    /// As [`LockManager::try_lock`]; and [`ErrorKind::Timeout`] as [`campaign`](Election::campaign).
+    /// As [`LockManager::try_lock`]; [`ErrorKind::Timeout`] as [`campaign`](Election::campaign); and one of a
+    /// lost session ([`Error::is_lost`]) if this candidate was elected, and lost that before it had its token.
     ///
     /// # Cancel safety
     ///
     /// As [`campaign`](Election::campaign).
     pub async fn try_campaign(&self) -> Result<Option<Leadership>> {
         match self.manager.try_lock(self.key).await? {
-            Some(guard) => Leadership::begin(guard).await,
+            Some(guard) => Leadership::begin(guard).await.map(Some),
             None => Ok(None),
         }
     }
@@ -130,11 +134,12 @@ impl Election {
         // A time too far for the clock is no limit.
         let until = now().checked_add(timeout);
         let mut left = timeout;
+        let mut tokens = Tokens::default();
         loop {
             let Some(guard) = self.manager.lock_timeout(self.key, left).await? else {
                 return Ok(None);
             };
-            if let Some(leadership) = Leadership::begin(guard).await? {
+            if let Some(leadership) = tokens.begin(guard).await? {
                 return Ok(Some(leadership));
             }
             left = until.map_or(left, |until| until.saturating_duration_since(now()));
@@ -249,16 +254,44 @@ pub struct Leadership {
     fence: Result<Fence>,
 }
 
+/// The tokens of one campaign, of which only the last one comes.
+#[derive(Default)]
+struct Tokens {
+    waited: Duration,
+}
+
+impl Tokens {
+    /// As [`Leadership::begin`]; `None` if the lock was lost before that, and it is worth another try. It is
+    /// not where a lease is shorter than the server waits for its standbys: each session ends with its lease.
+    async fn begin(&mut self, guard: Guard) -> Result<Option<Leadership>> {
+        let begun = now();
+        match Leadership::begin(guard).await {
+            Err(error) if error.is_lost() => {
+                self.waited += now().duration_since(begun);
+                if self.waited < TOKEN_WITHIN { Ok(None) } else { Err(no_token(error)) }
+            }
+            begun => begun.map(Some),
+        }
+    }
+}
+
+fn no_token(error: Error) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "no fencing token within 30 s, in which each session was lost that waited for one, so the candidate \
+         does not lead; is the server waiting for a synchronous standby, for longer than a lease?",
+    )
+    .with_source(error)
+}
+
 impl Leadership {
-    /// Takes the token that a leader needs: `None` if the lock was lost before that.
-    async fn begin(guard: Guard) -> Result<Option<Self>> {
+    /// Takes the token that a leader needs.
+    async fn begin(guard: Guard) -> Result<Self> {
         match guard.fencing_token().await {
             Err(error) if error.kind() == ErrorKind::Unsupported => {
-                Ok(Some(Self { guard, fence: Err(error) }))
+                Ok(Self { guard, fence: Err(error) })
             }
-            Err(error) if error.is_lost() => Ok(None),
-            Err(error) => Err(error),
-            Ok(fence) => Ok(Some(Self { guard, fence: Ok(fence) })),
+            fence => Ok(Self { guard, fence: Ok(fence?) }),
         }
     }
 

@@ -13,6 +13,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::fences::server_without_its_standby;
+use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{PATIENCE, Stage, soon};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
@@ -321,4 +323,24 @@ async fn an_observer_that_is_to_look_once_in_a_lifetime_does_not_look_all_the_ti
     });
     timeout(4 * SHORT, next).await.expect_err("nothing has changed");
     assert!(polls < 5, "it was woken {polls} times");
+}
+
+/// The token is not there when the lease is over, and with it the session.
+#[tokio::test]
+async fn a_candidate_is_told_that_another_one_leads_only_if_one_does() {
+    let cluster = server_without_its_standby().await;
+    let stage = Stage::on(&cluster);
+    if stage.major_version() < ENDS_SILENT_SESSIONS {
+        return;
+    }
+    let mut config = stage.config("alice");
+    config.lease(Duration::from_secs(1));
+    let election = LockManager::new(config).election(stage.key());
+    let error = soon(election.try_campaign()).await.expect_err("nobody else is there");
+    assert!(error.is_lost(), "{error}");
+    // Each session ends with its lease, and none of them has its token.
+    let error = timeout(PATIENCE * 3, election.campaign()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let words = "in which each session was lost that waited for one";
+    assert!(error.to_string().contains(words), "{error}");
 }
