@@ -406,7 +406,7 @@ impl Machine {
         }
         let answer_by = self.answer_by(&ask, now);
         let until;
-        self.state = match &self.means {
+        let state = match &self.means {
             Means::Transaction { begin, .. } if ask.takes() => {
                 self.connection.script(begin)?;
                 until = ask.until(answer_by);
@@ -419,6 +419,8 @@ impl Machine {
                 State::Asked(Asked::new(ask, answer_by))
             }
         };
+        // There is nothing in an idle state to drop: the compiler need not look.
+        std::mem::forget(std::mem::replace(&mut self.state, state));
         Ok(until)
     }
 

@@ -23,7 +23,7 @@ use crate::supervisor::Supervisor;
 use crate::wait::wait_until;
 
 /// The database of the tests, besides `postgres`.
-pub(crate) const DATABASE: &str = "app";
+pub const DATABASE: &str = "app";
 /// Where clusters are made instead of in the directory for temporary files.
 const FOLDER_VARIABLE: &str = "PGLOCK_TEST_TMP";
 /// Longest path of a Unix socket on macOS; Linux allows a little more.

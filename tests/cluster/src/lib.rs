@@ -29,7 +29,7 @@ mod wait;
 
 pub use binaries::find as find_binaries;
 pub use certificate::{Authority, Certificate, HOST, kept};
-pub use cluster::{Cluster, Settings, Shutdown, signal};
+pub use cluster::{Cluster, DATABASE, Settings, Shutdown, signal};
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use proxy::{Break, Proxy, Traffic, Way};
 pub use raw::{Raw, Row};

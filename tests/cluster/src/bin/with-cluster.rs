@@ -1,4 +1,5 @@
-//! Runs a command with `DATABASE_URL` set to a server that is started for it.
+//! Runs a command with `DATABASE_URL`, and the `PG*` variables of the same meaning, set to a server that is
+//! started for it.
 //!
 //! `with-cluster COMMAND [ARGUMENT...]` ends with the command's exit status, passes signals on to it,
 //! and leaves nothing running. `with-cluster --binaries` prints where PostgreSQL's binaries are.
@@ -7,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 
-use pglock_test_cluster::{Settings, find_binaries, role, signal};
+use pglock_test_cluster::{DATABASE, Settings, find_binaries, role, signal};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind};
 
@@ -35,6 +36,11 @@ async fn main() -> ExitCode {
     let child = Command::new(&program)
         .args(arguments)
         .env("DATABASE_URL", cluster.url_for(&role::SCRAM))
+        .env("PGHOST", "127.0.0.1")
+        .env("PGPORT", cluster.port().to_string())
+        .env("PGUSER", role::SCRAM.name)
+        .env("PGPASSWORD", role::SCRAM.password.unwrap_or_default())
+        .env("PGDATABASE", DATABASE)
         .spawn();
     match child {
         Ok(child) => signals.pass_on_until_end(child).await,
