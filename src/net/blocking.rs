@@ -23,7 +23,7 @@ use socket2::SockRef;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::wait::thread::{WAIT_MAX, is_over, patience, time_left};
+use crate::wait::thread::{WAIT_MAX, patience, time_left};
 
 /// A socket in clear, in blocking mode.
 #[derive(Debug)]
@@ -132,10 +132,13 @@ impl Blocking {
     }
 }
 
-/// Whoever limits the time is told by a future that is not done in time. The system may give up before that.
+/// Whoever limits the time is told by a future that is not done in time. The system may give up before that,
+/// which is an error like any other, and has a number.
 async fn in_time<T>(connected: io::Result<T>) -> io::Result<T> {
     match connected {
-        Err(error) if error.kind() == io::ErrorKind::TimedOut && is_over() => pending().await,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
+            pending().await
+        }
         connected => connected,
     }
 }
@@ -144,7 +147,9 @@ async fn in_time<T>(connected: io::Result<T>) -> io::Result<T> {
 fn unless_over<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     match result {
-        Err(error) if matches!(error.kind(), Interrupted | TimedOut | WouldBlock) => Poll::Pending,
+        Err(error) if matches!(error.kind(), Interrupted | WouldBlock) => Poll::Pending,
+        // Elsewhere, it is a peer that keepalive has found to be gone.
+        Err(error) if cfg!(windows) && error.kind() == TimedOut => Poll::Pending,
         result => Poll::Ready(result),
     }
 }

@@ -87,11 +87,6 @@ pub(crate) fn time_left() -> Option<Duration> {
     until.map(|until| until.saturating_duration_since(now()).max(WAIT_MIN))
 }
 
-/// Whether that time is up.
-pub(crate) fn is_over() -> bool {
-    PATIENCE.get().and_then(|patience| patience.until).is_some_and(|until| until <= now())
-}
-
 fn with<T>(patience: Patience, work: impl FnOnce() -> T) -> T {
     /// Also if the work panics.
     struct Restore(Option<Patience>);
