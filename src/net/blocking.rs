@@ -25,6 +25,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::wait::thread::{WAIT_MAX, patience, time_left};
 
+/// How often a socket is read without waiting, before it says that there is nothing. A peer that goes on and on
+/// must not keep the thread from looking at the clock.
+const LOOKS_MAX: u32 = 32;
+
 /// A socket in clear, in blocking mode.
 #[derive(Debug)]
 pub(crate) struct Blocking {
@@ -39,7 +43,9 @@ pub(crate) struct Blocking {
 enum NextRead {
     Waits,
     /// It looks whether there is more, without waiting: the last one has filled its buffer.
-    Looks,
+    Looks {
+        again: u32,
+    },
     /// It knows that there is nothing: the last one has not filled its buffer.
     KnowsOfNothing,
 }
@@ -168,16 +174,17 @@ impl AsyncRead for Blocking {
     ) -> Poll<io::Result<()>> {
         let unfilled = buf.initialize_unfilled();
         let room = unfilled.len();
-        let read = match mem::replace(&mut self.next_read, NextRead::Waits) {
-            NextRead::KnowsOfNothing => return Poll::Pending,
-            NextRead::Looks => self.without_waiting(|| self.read(unfilled)),
+        let (read, again) = match mem::replace(&mut self.next_read, NextRead::Waits) {
+            NextRead::KnowsOfNothing | NextRead::Looks { again: 0 } => return Poll::Pending,
+            NextRead::Looks { again } => (self.without_waiting(|| self.read(unfilled)), again - 1),
             NextRead::Waits => {
                 self.limit_read(patience())?;
-                self.read(unfilled)
+                (self.read(unfilled), LOOKS_MAX)
             }
         };
         let count = ready!(unless_over(read))?;
-        self.next_read = if count < room { NextRead::KnowsOfNothing } else { NextRead::Looks };
+        self.next_read =
+            if count < room { NextRead::KnowsOfNothing } else { NextRead::Looks { again } };
         buf.advance(count);
         Poll::Ready(Ok(()))
     }

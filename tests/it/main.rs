@@ -14,6 +14,8 @@ mod authentication;
 mod behaviour;
 #[cfg(feature = "blocking")]
 mod blocking;
+#[cfg(feature = "blocking")]
+mod blocking_hostile;
 mod calls;
 mod cancel;
 mod cluster;

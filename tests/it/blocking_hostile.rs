@@ -1,0 +1,139 @@
+//! Locks of threads, on servers that leave them no time to look at the clock.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pglock::blocking::{Lock, Session};
+use pglock::{Config, ErrorKind, Mode};
+use pglock_test_cluster::{Cluster, role};
+
+use crate::scripted::messages::{
+    authentication_ok, backend_key_data, notice, parameter_status, ready_for_query, returned, set,
+};
+use crate::scripted::{KEY, PROCESS_ID, SECRET};
+use crate::stage::Stage;
+
+/// What the thread comes to within the time.
+fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = channel();
+    thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(limit).expect("it is done in time")
+}
+
+/// Says the same as fast as it is taken.
+fn flood(mut stream: TcpStream) {
+    let words = notice(1000).repeat(256);
+    while stream.write_all(&words).is_ok() {}
+}
+
+fn read_packet(stream: &mut TcpStream, header: usize) -> Option<Vec<u8>> {
+    let mut packet = vec![0; header + 4];
+    stream.read_exact(&mut packet).ok()?;
+    let length = u32::from_be_bytes(packet[header..].try_into().unwrap());
+    let mut body = vec![0; usize::try_from(length).unwrap() - 4];
+    stream.read_exact(&mut body).ok()?;
+    packet.extend(body);
+    Some(packet)
+}
+
+/// Lets a client in, and makes a session of it.
+fn let_in(stream: &mut TcpStream) {
+    let words = [
+        authentication_ok(),
+        parameter_status("server_version", "15.4"),
+        parameter_status("in_hot_standby", "off"),
+        backend_key_data(PROCESS_ID, &SECRET),
+        ready_for_query(),
+    ];
+    stream.write_all(&words.concat()).unwrap();
+    read_packet(stream, 1).unwrap();
+    stream.write_all(&[returned(&PROCESS_ID.to_be_bytes()), ready_for_query()].concat()).unwrap();
+    read_packet(stream, 1).unwrap();
+    stream.write_all(&[set(), set(), ready_for_query()].concat()).unwrap();
+}
+
+fn config(port: u16) -> Config {
+    format!("postgresql://alice@127.0.0.1:{port}/app?sslmode=disable").parse().unwrap()
+}
+
+#[test]
+fn a_server_that_floods_a_login_is_given_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(listener.local_addr().unwrap().port());
+    config.connect_timeout(Duration::from_millis(500));
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_packet(&mut stream, 0).unwrap();
+        stream.write_all(&authentication_ok()).unwrap();
+        flood(stream);
+    });
+    let error = within(Duration::from_secs(10), move || Session::connect(&config).unwrap_err());
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+#[test]
+fn a_server_that_floods_a_goodbye_is_given_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = config(listener.local_addr().unwrap().port());
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_packet(&mut stream, 0).unwrap();
+        let_in(&mut stream);
+        read_packet(&mut stream, 1).unwrap();
+        flood(stream);
+    });
+    let session = Session::connect(&config).unwrap();
+    let error = within(Duration::from_secs(20), || session.close().unwrap_err());
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+#[test]
+fn a_server_that_floods_a_cancel_is_given_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = config(listener.local_addr().unwrap().port());
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_packet(&mut stream, 0).unwrap();
+        let_in(&mut stream);
+        read_packet(&mut stream, 1).unwrap();
+        let (mut cancel, _) = listener.accept().unwrap();
+        read_packet(&mut cancel, 0).unwrap();
+        flood(cancel);
+        drop(stream);
+    });
+    let mut lock = Lock::connect(&config, KEY).unwrap();
+    let error = within(Duration::from_secs(20), move || {
+        lock.lock_timeout(Duration::from_millis(50)).unwrap_err()
+    });
+    assert!(error.is_lost(), "{error}");
+    assert!(error.to_string().contains("could not be withdrawn within 10 s"), "{error}");
+}
+
+#[test]
+fn the_next_server_is_tried_where_one_does_not_answer() {
+    // A listener whose queue is full: the system takes no notice of whoever comes next.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        queued.push(stream);
+    }
+    let stage = Stage::new();
+    let good = Cluster::default_cluster().port();
+    let url = format!(
+        "postgresql://{}@127.0.0.1:{},127.0.0.1:{good}/app?sslmode=disable",
+        role::TRUST.name,
+        address.port()
+    );
+    let mut config: Config = url.parse().unwrap();
+    config.connect_timeout(Duration::from_millis(500));
+    let begun = Instant::now();
+    let mut session = Session::connect(&config).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    session.lock(stage.key(), Mode::Shared).unwrap();
+}
