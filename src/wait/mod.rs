@@ -64,13 +64,13 @@ pub(crate) async fn timeout<T>(
     Place::current().timeout(limit, work).await
 }
 
-/// Lets others have their turn.
+/// Lets others have their turn, and whoever watches the time look at the clock.
 pub(crate) async fn yield_now() {
     match Waiter::current() {
         #[cfg(feature = "async")]
         Waiter::Task => tokio::task::yield_now().await,
         #[cfg(feature = "blocking")]
-        Waiter::Thread => {}
+        Waiter::Thread => thread::look_up().await,
     }
 }
 

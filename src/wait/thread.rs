@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -49,6 +50,13 @@ pub(crate) fn block_on<T>(look_every: Duration, work: impl Future<Output = T>) -
 #[cfg(feature = "async")]
 pub(super) fn is_waiting() -> bool {
     PATIENCE.get().is_some()
+}
+
+/// Is not done at first, so that whoever has a time to watch looks at the clock.
+pub(super) async fn look_up() {
+    let mut has_looked = false;
+    poll_fn(|_| if mem::replace(&mut has_looked, true) { Poll::Ready(()) } else { Poll::Pending })
+        .await;
 }
 
 /// Drops the work if it is not done by then.

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use pglock::blocking::{Lock, Session};
 use pglock::{Config, ErrorKind, Mode};
 use pglock_test_cluster::{Cluster, role};
+use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
-    authentication_ok, backend_key_data, notice, parameter_status, ready_for_query, returned, set,
+    authentication_ok, authentication_sasl, backend_key_data, notice, parameter_status,
+    ready_for_query, returned, set,
 };
-use crate::scripted::{KEY, PROCESS_ID, SECRET};
+use crate::scripted::scram::sasl_continue;
+use crate::scripted::{KEY, PROCESS_ID, SECRET, Script};
 use crate::stage::Stage;
 
 /// What the thread comes to within the time.
@@ -110,6 +113,26 @@ fn a_server_that_floods_a_cancel_is_given_up_in_time() {
     });
     assert!(error.is_lost(), "{error}");
     assert!(error.to_string().contains("could not be withdrawn within 10 s"), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_that_takes_long_to_prepare_is_given_up_in_time() {
+    let script = Script::new()
+        .says(authentication_sasl(&["SCRAM-SHA-256"]))
+        .hears_type(b'p')
+        .answers(sasl_continue("10000000"))
+        .left();
+    let backend = script.play().await;
+    let mut config = backend.config();
+    config.connect_timeout(Duration::from_millis(200));
+    let connecting = spawn_blocking(move || {
+        let begun = Instant::now();
+        (Session::connect(&config).unwrap_err(), begun.elapsed())
+    });
+    let (error, took) = connecting.await.unwrap();
+    backend.done().await;
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]
