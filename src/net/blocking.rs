@@ -196,7 +196,12 @@ impl AsyncWrite for Blocking {
         _: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        unless_over(each!(&mut self.stream, socket => socket.write(buf)))
+        let written = each!(&mut self.stream, socket => socket.write(buf));
+        if written.is_err() {
+            // The peer may have said why.
+            self.next_read = NextRead::Waits;
+        }
+        unless_over(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pglock::blocking::{Lock, Session};
 use pglock::{Config, ErrorKind, Mode};
-use pglock_test_cluster::{Cluster, role};
+use pglock_test_cluster::{Cluster, role, wait_until};
 use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
@@ -17,7 +17,7 @@ use crate::scripted::messages::{
 };
 use crate::scripted::scram::sasl_continue;
 use crate::scripted::{KEY, PROCESS_ID, SECRET, Script};
-use crate::stage::Stage;
+use crate::stage::{PATIENCE, Stage};
 
 /// What the thread comes to within the time.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -133,6 +133,38 @@ async fn a_password_that_takes_long_to_prepare_is_given_up_in_time() {
     backend.done().await;
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_has_the_last_word_on_every_socket() {
+    type Call = fn(&mut Lock) -> pglock::Result<()>;
+    let cluster = Cluster::default_cluster();
+    let mut urls = vec![
+        cluster.socket_url_for(&role::TRUST),
+        format!("{}?sslmode=disable", cluster.url_for(&role::TRUST)),
+    ];
+    if cfg!(feature = "tls") {
+        urls.push(format!("{}?sslmode=require", cluster.url_for(&role::TRUST)));
+    }
+    let calls: [(&str, Call); 4] = [
+        ("unlock", Lock::unlock),
+        ("lock_shared", Lock::lock_shared),
+        ("try_lock", |lock| lock.try_lock().map(drop)),
+        ("ping", |lock| lock.ping().map(drop)),
+    ];
+    for url in urls {
+        for (name, call) in calls {
+            let mut stage = Stage::new();
+            let mut alice = Lock::connect(&stage.config_by(&url, "alice"), stage.key()).unwrap();
+            alice.lock().unwrap();
+            stage.terminate("alice");
+            wait_until("it is ended", PATIENCE, || stage.sessions() == 0);
+            let error = call(&mut alice).unwrap_err();
+            assert!(error.is_lost(), "{error}");
+            assert_eq!(error.sqlstate(), Some("57P01"), "{name} by {url}: {error}");
+        }
+    }
 }
 
 #[test]
