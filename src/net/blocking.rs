@@ -87,12 +87,17 @@ impl Blocking {
     pub(super) async fn connect_unix(path: &Path) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         let address = SockAddr::unix(path)?;
-        let connected = match time_left() {
-            Some(time) => socket.connect_timeout(&address, time),
-            None => socket.connect(&address),
-        };
-        in_time(connected).await?;
-        Self::new(Stream::Unix(socket.into()))
+        loop {
+            // Whoever does not wait is not let into the queue before a server that is busy, and this is the
+            // system's limit for that.
+            socket.set_write_timeout(time_left())?;
+            match socket.connect(&address) {
+                Ok(()) => return Self::new(Stream::Unix(socket.into())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pending().await,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn new(stream: Stream) -> io::Result<Self> {

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+#[cfg(unix)]
+use std::os::unix::net::UnixListener;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -165,6 +167,38 @@ fn a_server_has_the_last_word_on_every_socket() {
             assert_eq!(error.sqlstate(), Some("57P01"), "{name} by {url}: {error}");
         }
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_queue_before_a_unix_socket_is_waited_in() {
+    let directory = std::env::temp_dir().join(format!("pglock-queue-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join(".s.PGSQL.5432");
+    let listener = UnixListener::bind(&path).unwrap();
+    // As short as it gets.
+    socket2::SockRef::from(&listener).listen(0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let socket =
+            socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if socket.connect(&socket2::SockAddr::unix(&path).unwrap()).is_err() {
+            break;
+        }
+        waiting.push(socket);
+    }
+    let mut config = Config::new();
+    config
+        .host(directory.to_str().unwrap())
+        .user("alice")
+        .connect_timeout(Duration::from_millis(500));
+    let begun = Instant::now();
+    let error = Session::connect(&config).unwrap_err();
+    let took = begun.elapsed();
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(took >= Duration::from_millis(500));
 }
 
 #[test]
