@@ -48,12 +48,14 @@ impl Waiter {
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// The time; on tokio's clock, which tests can stop, where that is at hand.
+/// The time; on tokio's clock, which tests can stop, unless a thread waits: sockets do not wait by that.
 pub(crate) fn now() -> Instant {
-    #[cfg(feature = "async")]
-    return tokio::time::Instant::now().into_std();
-    #[cfg(not(feature = "async"))]
-    return Instant::now();
+    match Waiter::current() {
+        #[cfg(feature = "async")]
+        Waiter::Task => tokio::time::Instant::now().into_std(),
+        #[cfg(feature = "blocking")]
+        Waiter::Thread => Instant::now(),
+    }
 }
 
 /// Drops the work if it takes longer.
