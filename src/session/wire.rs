@@ -239,10 +239,11 @@ impl Wire {
                 break;
             }
             if self.stream.waits() {
-                if !self.has_unheard() {
-                    break;
+                match self.stream.has_news() {
+                    Ok(true) => self.stream.look_again(),
+                    Ok(false) => break,
+                    Err(error) => return Err(self.ended(Some(error))),
                 }
-                self.stream.look_again();
             }
             if !self.poll_receive(cx)? {
                 break;

@@ -14,11 +14,11 @@ use pglock_test_cluster::{Cluster, role, wait_until};
 use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
-    authentication_ok, authentication_sasl, backend_key_data, notice, parameter_status,
+    authentication_ok, authentication_sasl, backend_key_data, boolean, notice, parameter_status,
     ready_for_query, returned, set,
 };
 use crate::scripted::scram::sasl_continue;
-use crate::scripted::{KEY, PROCESS_ID, SECRET, Script};
+use crate::scripted::{KEY, PROCESS_ID, SECRET, Script, TRY_LOCK};
 use crate::stage::{PATIENCE, Stage};
 
 /// What the thread comes to within the time.
@@ -167,6 +167,31 @@ fn a_server_has_the_last_word_on_every_socket() {
             assert_eq!(error.sqlstate(), Some("57P01"), "{name} by {url}: {error}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_broke_between_two_requests_is_told_to_have_broken() {
+    let script = Script::new()
+        .session()
+        .hears(TRY_LOCK)
+        .says([boolean(true), ready_for_query()].concat())
+        .prompted()
+        .resets()
+        .cues();
+    let backend = script.play().await;
+    let config = backend.config();
+    let locking = spawn_blocking(move || {
+        let mut lock = Lock::connect(&config, KEY).unwrap();
+        assert!(lock.try_lock().unwrap());
+        lock
+    });
+    let mut lock = locking.await.unwrap();
+    backend.prompt();
+    backend.cue().await;
+    let holding = spawn_blocking(move || lock.hold(|| unreachable!("it is lost")).unwrap_err());
+    let error = holding.await.unwrap();
+    assert!(error.to_string().contains("the connection broke (connection reset)"), "{error}");
+    backend.done().await;
 }
 
 #[cfg(unix)]
