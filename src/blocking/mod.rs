@@ -27,7 +27,8 @@
 //!   lock was held to the end, and [`ping`](Lock::ping) in between. What is to stop at once when a lock is
 //!   lost needs a task: [`crate::Lock::hold`].
 //! - A [lease](crate::Config::lease) is renewed by whatever asks the server, and by nothing else: call
-//!   [`ping`](Lock::ping) every third of it, or oftener.
+//!   [`ping`](Lock::ping) every third of it, or oftener. A lease that has run out is told by the call that comes
+//!   too late for it, unless the server still had the session: then nothing was lost.
 //! - A call cannot be dropped halfway. [`Canceller`] ends a wait from another thread.
 //! - The look-up of a host's name takes as long as the system lets it: `connect_timeout` begins after it.
 //! - Do not call it from a task: it would keep the others of its thread from their work. Where there is a

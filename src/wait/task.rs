@@ -1,6 +1,7 @@
 //! Waiting by a task of tokio's.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
@@ -36,6 +37,16 @@ impl Alarm {
             cx.waker().wake_by_ref();
             return false;
         }
+        // Between the end of a runtime's timers and that of its sockets, tokio answers whoever sets a timer
+        // with a panic; and it does not say of a runtime that it ends.
+        catch_unwind(AssertUnwindSafe(|| self.set(until, cx))).unwrap_or_else(|_| {
+            cx.waker().wake_by_ref();
+            false
+        })
+    }
+
+    /// Sets the timer, and says whether it rings at once.
+    fn set(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
         // Whoever polls may be on another runtime, which ends before.
         let _here = self.runtime.enter();
         let timer = self.timer.get_or_insert_with(|| Timer {

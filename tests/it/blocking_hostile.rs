@@ -127,14 +127,11 @@ async fn a_password_that_takes_long_to_prepare_is_given_up_in_time() {
     let backend = script.play().await;
     let mut config = backend.config();
     config.connect_timeout(Duration::from_millis(200));
-    let connecting = spawn_blocking(move || {
-        let begun = Instant::now();
-        (Session::connect(&config).unwrap_err(), begun.elapsed())
-    });
-    let (error, took) = connecting.await.unwrap();
+    let connecting = spawn_blocking(move || Session::connect(&config).unwrap_err());
+    let error = connecting.await.unwrap();
+    // Had it been prepared to the end, the backend would have heard the proof.
     backend.done().await;
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[cfg(unix)]
@@ -246,8 +243,7 @@ fn the_next_server_is_tried_where_one_does_not_answer() {
     );
     let mut config: Config = url.parse().unwrap();
     config.connect_timeout(Duration::from_millis(500));
-    let begun = Instant::now();
-    let mut session = Session::connect(&config).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // The system would go on for more than a minute.
+    let mut session = within(PATIENCE, move || Session::connect(&config).unwrap());
     session.lock(stage.key(), Mode::Shared).unwrap();
 }
