@@ -1,4 +1,5 @@
-//! Locks of threads that wait themselves, on a real server and on scripted ones.
+//! Locks of threads that wait themselves, on a real server; [`blocking_hostile`](crate::blocking_hostile) has
+//! others.
 //!
 //! What they have in common with the locks of tasks is tested there: these are about the waiting.
 
@@ -16,9 +17,7 @@ use pglock_test_cluster::{
 use tokio::task::spawn_blocking;
 
 use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::scripted::messages::{boolean, error, fatal, notice, ready_for_query, void};
-use crate::scripted::{KEY, LOCK, Script, TRY_LOCK, UNLOCK, timely};
-use crate::stage::{PATIENCE, Stage};
+use crate::stage::{PATIENCE, Stage, soon};
 
 /// Long enough for a request to be queued, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -133,11 +132,11 @@ async fn threads_and_tasks_exclude_each_other() {
     });
     stage.until(&["task holds exclusive", "thread awaits exclusive"]).await;
     task.unlock().await.unwrap();
-    let thread = timely(waiting).await.unwrap().unwrap();
+    let thread = soon(waiting).await.unwrap().unwrap();
     assert!(!task.try_lock().await.unwrap());
     // It is closed by the task's thread, which has a runtime.
     drop(thread);
-    timely(task.lock()).await.unwrap();
+    soon(task.lock()).await.unwrap();
 }
 
 #[test]
@@ -526,92 +525,4 @@ fn locks_are_held_through_a_pooler() {
         bob.close().unwrap();
         until(&mut stage, &[]);
     }
-}
-
-/// Plays a script to a lock on a thread.
-async fn play<T: Send + 'static>(
-    script: Script,
-    call: impl FnOnce(Lock) -> T + Send + 'static,
-) -> T {
-    let backend = script.play().await;
-    let config = backend.config();
-    let playing = spawn_blocking(move || call(Lock::connect(&config, KEY).unwrap()));
-    let ended = timely(playing).await.unwrap();
-    backend.done().await;
-    ended
-}
-
-#[tokio::test]
-async fn an_answer_may_come_byte_by_byte() {
-    let script = Script::new()
-        .session()
-        .hears(TRY_LOCK)
-        .says([notice(300), boolean(true), ready_for_query()].concat())
-        .hears(UNLOCK)
-        .says([boolean(true), ready_for_query()].concat())
-        .terminated();
-    play(script.byte_by_byte(), |mut lock| {
-        assert!(lock.try_lock().unwrap());
-        lock.unlock().unwrap();
-        lock.close().unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_lock_granted_in_the_race_belongs_to_a_caller_who_ran_out_of_time() {
-    let script = Script::new()
-        .session()
-        .hears(LOCK)
-        .cancel_comes()
-        .says([void(), ready_for_query()].concat())
-        .hears_nothing_for(SHORT)
-        .cancel_ends()
-        .hears(UNLOCK)
-        .says([boolean(true), ready_for_query()].concat())
-        .terminated();
-    play(script, |mut lock| {
-        assert!(lock.lock_timeout(SHORT).unwrap());
-        lock.unlock().unwrap();
-        lock.close().unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn whatever_keeps_a_thread_waiting_is_given_up() {
-    let waiting = || Script::new().session().hears(LOCK);
-    let given_up = async |script: Script, words: &str| {
-        let error = play(script, |mut lock| {
-            let error = lock.lock_timeout(SHORT).unwrap_err();
-            assert_lost(&lock.close().unwrap_err());
-            error
-        })
-        .await;
-        assert_lost(&error);
-        assert!(error.to_string().contains(words), "no \"{words}\" in: {error}");
-    };
-    let unsettled = "a request could not be withdrawn within 10 s";
-    tokio::join!(
-        given_up(waiting().cancel_comes().left(), unsettled),
-        given_up(waiting().ends_cancels(), unsettled),
-        given_up(waiting().cancel_comes().drips(notice(100)).ends_cancels(), unsettled),
-        given_up(waiting().cancel_comes().floods(notice(100)).ends_cancels(), unsettled),
-        given_up(waiting().says(void()).left(), "the server did not answer within 10 s"),
-        given_up(waiting().says(error("XX000", "what?")).left(), "after an error: what?"),
-        given_up(waiting().says(fatal("57P01", "the end")).end_of_file().left(), "the end"),
-        given_up(waiting().resets(), "the connection broke"),
-        async {
-            // An answer that never comes, though the server talks.
-            let script = Script::new().session().hears(TRY_LOCK).drips(notice(100)).left_at_last();
-            let error = play(script, |mut lock| lock.try_lock().unwrap_err()).await;
-            assert_lost(&error);
-            assert!(error.to_string().contains("did not answer within 30 s"), "{error}");
-        },
-        async {
-            let script = Script::new().session().hears_bytes(b"X\0\0\0\x04".to_vec()).left();
-            let error = play(script, |lock| lock.close().unwrap_err()).await;
-            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-        },
-    );
 }

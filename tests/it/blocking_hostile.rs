@@ -1,4 +1,4 @@
-//! Locks of threads, on servers that leave them no time to look at the clock.
+//! Locks of threads, on servers that are wrong, silent, or leave them no time to look at the clock.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,17 +9,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pglock::blocking::{Lock, Session};
-use pglock::{Config, ErrorKind, Mode};
+use pglock::{Config, Error, ErrorKind, Mode};
 use pglock_test_cluster::{Cluster, role, wait_until};
 use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
-    authentication_ok, authentication_sasl, backend_key_data, boolean, notice, parameter_status,
-    ready_for_query, returned, set,
+    authentication_ok, authentication_sasl, backend_key_data, boolean, error, fatal, notice,
+    parameter_status, ready_for_query, returned, set, void,
 };
 use crate::scripted::scram::sasl_continue;
-use crate::scripted::{KEY, PROCESS_ID, SECRET, Script, TRY_LOCK};
+use crate::scripted::{KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, timely};
 use crate::stage::{PATIENCE, Stage};
+
+/// Long enough for a request to be heard, and short enough not to be noticed.
+const SHORT: Duration = Duration::from_millis(50);
+
+fn assert_lost(error: &Error) {
+    assert!(error.is_lost(), "{error}");
+}
 
 /// What the thread comes to within the time.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -246,4 +253,92 @@ fn the_next_server_is_tried_where_one_does_not_answer() {
     // The system would go on for more than a minute.
     let mut session = within(PATIENCE, move || Session::connect(&config).unwrap());
     session.lock(stage.key(), Mode::Shared).unwrap();
+}
+
+/// Plays a script to a lock on a thread.
+async fn play<T: Send + 'static>(
+    script: Script,
+    call: impl FnOnce(Lock) -> T + Send + 'static,
+) -> T {
+    let backend = script.play().await;
+    let config = backend.config();
+    let playing = spawn_blocking(move || call(Lock::connect(&config, KEY).unwrap()));
+    let ended = timely(playing).await.unwrap();
+    backend.done().await;
+    ended
+}
+
+#[tokio::test]
+async fn an_answer_may_come_byte_by_byte() {
+    let script = Script::new()
+        .session()
+        .hears(TRY_LOCK)
+        .says([notice(300), boolean(true), ready_for_query()].concat())
+        .hears(UNLOCK)
+        .says([boolean(true), ready_for_query()].concat())
+        .terminated();
+    play(script.byte_by_byte(), |mut lock| {
+        assert!(lock.try_lock().unwrap());
+        lock.unlock().unwrap();
+        lock.close().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lock_granted_in_the_race_belongs_to_a_caller_who_ran_out_of_time() {
+    let script = Script::new()
+        .session()
+        .hears(LOCK)
+        .cancel_comes()
+        .says([void(), ready_for_query()].concat())
+        .hears_nothing_for(SHORT)
+        .cancel_ends()
+        .hears(UNLOCK)
+        .says([boolean(true), ready_for_query()].concat())
+        .terminated();
+    play(script, |mut lock| {
+        assert!(lock.lock_timeout(SHORT).unwrap());
+        lock.unlock().unwrap();
+        lock.close().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whatever_keeps_a_thread_waiting_is_given_up() {
+    let waiting = || Script::new().session().hears(LOCK);
+    let given_up = async |script: Script, words: &str| {
+        let error = play(script, |mut lock| {
+            let error = lock.lock_timeout(SHORT).unwrap_err();
+            assert_lost(&lock.close().unwrap_err());
+            error
+        })
+        .await;
+        assert_lost(&error);
+        assert!(error.to_string().contains(words), "no \"{words}\" in: {error}");
+    };
+    let unsettled = "a request could not be withdrawn within 10 s";
+    tokio::join!(
+        given_up(waiting().cancel_comes().left(), unsettled),
+        given_up(waiting().ends_cancels(), unsettled),
+        given_up(waiting().cancel_comes().drips(notice(100)).ends_cancels(), unsettled),
+        given_up(waiting().cancel_comes().floods(notice(100)).ends_cancels(), unsettled),
+        given_up(waiting().says(void()).left(), "the server did not answer within 10 s"),
+        given_up(waiting().says(error("XX000", "what?")).left(), "after an error: what?"),
+        given_up(waiting().says(fatal("57P01", "the end")).end_of_file().left(), "the end"),
+        given_up(waiting().resets(), "the connection broke"),
+        async {
+            // An answer that never comes, though the server talks.
+            let script = Script::new().session().hears(TRY_LOCK).drips(notice(100)).left_at_last();
+            let error = play(script, |mut lock| lock.try_lock().unwrap_err()).await;
+            assert_lost(&error);
+            assert!(error.to_string().contains("did not answer within 30 s"), "{error}");
+        },
+        async {
+            let script = Script::new().session().hears_bytes(b"X\0\0\0\x04".to_vec()).left();
+            let error = play(script, |lock| lock.close().unwrap_err()).await;
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        },
+    );
 }

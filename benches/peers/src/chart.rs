@@ -71,7 +71,7 @@ fn text(area: &Area<'_>, text: &str, at: (i32, i32), side: HPos) {
 
 fn color(name: &str) -> RGBColor {
     match name {
-        "pglock" => OURS,
+        "pglock" | "pglock, blocking" => OURS,
         "bare socket" => YARDSTICK,
         _ => PEER,
     }
