@@ -86,8 +86,8 @@ fn a_server_that_floods_a_login_is_given_up_in_time() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
 }
 
-#[test]
-fn a_server_that_floods_a_goodbye_is_given_up_in_time() {
+/// How to connect to a server that lets its client in, and does this when it hears the next request.
+fn on_request(then: impl FnOnce(&TcpListener, TcpStream) + Send + 'static) -> Config {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = config(listener.local_addr().unwrap().port());
     thread::spawn(move || {
@@ -95,8 +95,14 @@ fn a_server_that_floods_a_goodbye_is_given_up_in_time() {
         read_packet(&mut stream, 0).unwrap();
         let_in(&mut stream);
         read_packet(&mut stream, 1).unwrap();
-        flood(stream);
+        then(&listener, stream);
     });
+    config
+}
+
+#[test]
+fn a_server_that_floods_a_goodbye_is_given_up_in_time() {
+    let config = on_request(|_, stream| flood(stream));
     let session = Session::connect(&config).unwrap();
     let error = within(Duration::from_secs(20), || session.close().unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
@@ -104,17 +110,10 @@ fn a_server_that_floods_a_goodbye_is_given_up_in_time() {
 
 #[test]
 fn a_server_that_floods_a_cancel_is_given_up_in_time() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let config = config(listener.local_addr().unwrap().port());
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        read_packet(&mut stream, 0).unwrap();
-        let_in(&mut stream);
-        read_packet(&mut stream, 1).unwrap();
+    let config = on_request(|listener, _stream| {
         let (mut cancel, _) = listener.accept().unwrap();
         read_packet(&mut cancel, 0).unwrap();
         flood(cancel);
-        drop(stream);
     });
     let mut lock = Lock::connect(&config, KEY).unwrap();
     let error = within(Duration::from_secs(20), move || {
