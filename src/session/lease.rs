@@ -22,9 +22,9 @@
 //! has to be answered before the outcome is told.
 //!
 //! Only waits, for a lock or for a token's standbys, may take as long as they like: their caller waits with
-//! them. What has nobody to wait for is answered while the lease lasts, or the session is lost; and so is
-//! each step by which a wait is withdrawn, counted from when it is taken: whoever gave up works on with what
-//! else is held.
+//! them. What has nobody to wait for is answered while the lease lasts, or the session is lost; and so it is
+//! where a wait has not been withdrawn for as long as a lease is certain, counted from when that began: whoever
+//! gave up works on with what else is held.
 
 use std::time::{Duration, Instant, SystemTime};
 

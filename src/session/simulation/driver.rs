@@ -58,9 +58,8 @@ impl Defect {
         (Self::LeavesNoMargin, "the lease ended before its holder knew"),
         // A session is lost that stands.
         (Self::ForgetsHeartbeat, "Expired(12ms) after "),
-        // In one way or another: the lease ends before the lock was told of or soon after that, or a session is
-        // lost that stands.
-        (Self::TellsUnconfirmed, ""),
+        // Before the lock was told of, or soon after that.
+        (Self::TellsUnconfirmed, "the lease ended before"),
         (Self::CountsNoSleep, "the lease ended before its holder knew"),
     ];
 
@@ -149,7 +148,15 @@ impl Driver {
         }
         let action = match self.machine.take_outcome() {
             Some(outcome) => Action::Done(outcome),
-            None => self.machine.poll(now)?,
+            None => self.machine.poll(now).map_err(|loss| match (loss, lease) {
+                // It knows of its time, but not that it is a lease's.
+                (Loss::Unsettled(_) | Loss::Silent(_) | Loss::Stuck(_), Some(lease))
+                    if confirms_nothing =>
+                {
+                    Loss::Expired(lease.ttl())
+                }
+                (loss, _) => loss,
+            })?,
         };
         if confirms_nothing {
             *self.machine.lease() = lease;

@@ -76,6 +76,8 @@ enum Network {
 struct Request {
     number: u32,
     cancels: u32,
+    /// When the first of them was sent.
+    withdrawn_at: Option<u64>,
     /// When the caller stops waiting, as far as that is known.
     gives_up_at: Option<u64>,
     caller_gone: bool,
@@ -301,8 +303,9 @@ impl World {
             Loss::Expired(ttl) => {
                 let is_over = LEASE * 9 / 10 <= since(self.leased.renewed_at);
                 // The pause between two cancels, one of which may come to nothing, is nearly as long.
-                let withdraws = self.request.cancels > 0;
-                let has_reason = silent || self.leased.is_neglected || delayed || withdraws;
+                let is_unsettled =
+                    self.request.withdrawn_at.is_some_and(|at| LEASE * 9 / 10 <= since(at));
+                let has_reason = silent || self.leased.is_neglected || delayed || is_unsettled;
                 let is_due = is_over && has_reason && taken < 2 * ANSWER_WITHIN + *ttl;
                 (Case::Expired, is_due)
             }
@@ -405,6 +408,7 @@ impl World {
         self.note(format_args!("CancelRequest"));
         self.see_if(self.request.cancels == 1, Case::RepeatedCancel);
         self.request.cancels += 1;
+        self.request.withdrawn_at.get_or_insert(self.clock);
         let signals_at = self.clock + self.random.up_to(1_200);
         let ends_at = signals_at + self.random.up_to(1_200);
         if !self.random.one_in(8) {
