@@ -272,8 +272,9 @@ impl Config {
     ) -> Result<HandshakeOptions, Misfit> {
         let mode = self.mode();
         let is_tcp = |server: &Server| matches!(server.host, Host::Tcp(_));
+        let may_encrypt = cfg!(feature = "tls") && mode != SslMode::Disable;
         // As in libpq, files that no connection would read may be missing.
-        let (demand, identity) = if mode != SslMode::Disable && servers.iter().any(is_tcp) {
+        let (demand, identity) = if may_encrypt && servers.iter().any(is_tcp) {
             (self.tls.demand(mode, var)?, self.tls.identity(mode, var)?)
         } else {
             (Demand::Nothing, None)

@@ -126,7 +126,7 @@ impl TlsWishes {
         if self.callers_config.is_some() {
             return self.check_beside_callers_config(mode);
         }
-        if self.roots == Some(Roots::System) && mode != SslMode::VerifyFull {
+        if matches!(self.roots, Some(Roots::System)) && mode != SslMode::VerifyFull {
             let problem = format!(
                 "the system trusts authorities that give anyone a certificate for a host of their \
                  own, and sslmode `{mode}` does not look at the host: say `verify-full`"

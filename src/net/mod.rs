@@ -10,7 +10,7 @@ pub(crate) mod tls;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -89,9 +89,7 @@ pub(crate) async fn resolve(host: &Host, port: u16) -> io::Result<Vec<Address>> 
             "this system has no Unix sockets; give a host name",
         )),
         Host::Tcp(name) => {
-            if let Ok(address) = name.parse::<IpAddr>() {
-                return Ok(vec![Address::Tcp(SocketAddr::new(address, port))]);
-            }
+            // Which may be an address in itself, and needs no looking up then.
             let found = socket::look_up(name, port).await?;
             let addresses: Vec<_> = found.into_iter().map(Address::Tcp).collect();
             if addresses.is_empty() {

@@ -177,7 +177,7 @@ impl Frames {
 /// Makes text of a server that has not shown who it is fit to be shown: without anything that a
 /// terminal acts on.
 fn readable(text: &str) -> String {
-    text.trim_end().replace(char::is_control, "?")
+    text.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

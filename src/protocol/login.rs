@@ -19,7 +19,7 @@
 use zeroize::{Zeroize, Zeroizing};
 
 use super::scram::{
-    ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress, ScramKey,
+    ChannelBinding, ClientFinal, ClientFirst, Derivation, NONCE_BYTES, Progress, ScramKey, readable,
 };
 use super::{
     AuthMethod, AuthMethods, Authentication, BackendMessage, ChannelBindingPolicy, ProtocolError,
@@ -33,9 +33,6 @@ const VERSION_BYTES_MAX: usize = 64;
 
 /// Rounds of the password's derivation in one step: about half a millisecond of one core.
 const ROUNDS_PER_STEP: u32 = 4_096;
-
-/// Most characters of the server's list of mechanisms that an error repeats.
-const OFFER_CHARS_MAX: usize = 100;
 
 /// Who logs in, how they prove it, and what they demand of the login. The password is overwritten in
 /// memory when this is dropped.
@@ -420,11 +417,9 @@ fn bind(credentials: &Credentials, plus_offered: bool) -> Result<ChannelBinding,
     }
 }
 
-/// Makes the mechanisms that a server offers fit to be shown: it has proved nothing yet.
+/// Makes the mechanisms that a server offers fit to be shown.
 fn listed(mechanisms: &[&[u8]]) -> String {
-    let name = |mechanism: &&[u8]| mechanism.escape_ascii().to_string();
-    let names: Vec<_> = mechanisms.iter().map(name).collect();
-    names.join(", ").chars().take(OFFER_CHARS_MAX).collect()
+    readable(&mechanisms.join(&b", "[..]))
 }
 
 fn unexpected(message: &BackendMessage<'_>) -> ProtocolError {

@@ -75,8 +75,8 @@ pub const ITERATIONS_MAX: u32 = 10_000_000;
 /// Length of a SHA-256 hash, and so of every key and proof here, in bytes.
 const HASH_BYTES: usize = 32;
 
-/// Most characters of the server's reason for a refusal that an error repeats.
-const REASON_CHARS_MAX: usize = 100;
+/// Most characters of what a server says that an error repeats.
+pub(super) const READABLE_CHARS_MAX: usize = 100;
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -536,13 +536,13 @@ fn malformed(message: ServerMessage) -> impl Fn(&'static str) -> ScramError + Co
 }
 
 /// Makes text of a server that has proved nothing fit to be shown: short, and without anything
-/// that a terminal acts on. The reasons that RFC 5802 defines are short words in ASCII.
-fn readable(reason: &[u8]) -> String {
+/// that a terminal acts on. What SASL defines (mechanisms, reasons) are short words in ASCII.
+pub(super) fn readable(words: &[u8]) -> String {
     let readable = |&byte: &u8| match char::from(byte) {
         shown @ ' '..='~' => shown,
         _ => '?',
     };
-    reason.iter().take(REASON_CHARS_MAX).map(readable).collect()
+    words.iter().take(READABLE_CHARS_MAX).map(readable).collect()
 }
 
 /// Brings the password to the form that the server hashed when it was set.

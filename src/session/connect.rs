@@ -14,6 +14,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::mem;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use super::login::log_in;
 use super::machine::Machine;
 use super::wire::{Peer, Wire};
 use crate::auth::AuthMethod;
-use crate::config::{Config, Host, LoadBalance, Resolved, Server};
+use crate::config::{Config, LoadBalance, Resolved, Server};
 use crate::error::{ConnectStep, Error, ErrorKind, Result};
 use crate::net::{self, Address, Encryption, Route};
 use crate::span::Span;
@@ -84,7 +85,7 @@ impl From<Unfit> for Failure {
 /// Connects to the first server of the configuration that can hold locks. The comment stays visible in
 /// `pg_stat_activity` for as long as the session makes function calls only. So does the name, unless the
 /// configuration has another.
-pub(super) async fn connect(config: &Config, name: &str, comment: &str) -> Result<Wire> {
+pub(super) async fn connect(config: &Config, name: &str, comment: &str) -> Result<Box<Wire>> {
     let is_named = config.names_application();
     let mut config = config.resolve()?;
     if !is_named {
@@ -117,7 +118,7 @@ async fn connect_to(
     server: &Server,
     comment: &str,
     name: &Arc<str>,
-) -> Result<Wire, Failure> {
+) -> Result<Box<Wire>, Failure> {
     let resolving = within(config.connect_timeout, &"looking up the name", resolve(server));
     let mut addresses = resolving.await.map_err(|failure| failure.at(ConnectStep::Resolve))?;
     if config.load_balance_hosts == LoadBalance::Random {
@@ -142,9 +143,10 @@ async fn connect_to(
 }
 
 async fn resolve(server: &Server) -> Result<Vec<Address>, Failure> {
-    let dialled = server.address.map(|address| Host::Tcp(address.to_string()));
-    let host = dialled.as_ref().unwrap_or(&server.host);
-    let addresses = net::resolve(host, server.port).await.map_err(|error| {
+    if let Some(address) = server.address {
+        return Ok(vec![Address::Tcp(SocketAddr::new(address, server.port))]);
+    }
+    let addresses = net::resolve(&server.host, server.port).await.map_err(|error| {
         Error::new(ErrorKind::Connect, format!("the name cannot be resolved: {error}"))
     })?;
     Ok(addresses)
@@ -180,7 +182,7 @@ async fn reach(
     name: &Arc<str>,
     address: &Address,
     progress: &mut Progress,
-) -> Result<Wire, Failure> {
+) -> Result<Box<Wire>, Failure> {
     let keepalive = client_keepalive(config.orphan_timeout, &config.keepalive);
     for encryption in encryptions(config, server, address)? {
         let route = Route { address: address.clone(), keepalive, encryption };
@@ -262,7 +264,7 @@ async fn open(
     name: &Arc<str>,
     route: Route,
     step: &mut ConnectStep,
-) -> Result<Wire, Failure> {
+) -> Result<Box<Wire>, Failure> {
     // A pooler that ignores function calls answers queries, but only where nothing is under way.
     for by_calls in [true, false] {
         *step = ConnectStep::Reach;
@@ -297,7 +299,7 @@ async fn open(
             };
             let lease = config.lease.map(|ttl| Lease::new(ttl, told));
             let machine = Machine::new(dialogue.connection, means, lease, told);
-            return Ok(Wire::new(dialogue.stream, machine, peer, clocks));
+            return Ok(Box::new(Wire::new(dialogue.stream, machine, peer, clocks)));
         }
     }
     Err(Error::new(ErrorKind::Connect, "the server does not answer").into())

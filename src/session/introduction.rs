@@ -357,7 +357,15 @@ fn all_settings<'a>(
 
 /// A text as a constant of SQL, however the server is set to read backslashes.
 fn quoted(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+    let mut constant = String::from("E'");
+    for c in text.chars() {
+        if matches!(c, '\\' | '\'') {
+            constant.push(c);
+        }
+        constant.push(c);
+    }
+    constant.push('\'');
+    constant
 }
 
 /// When the server counts a silent client as gone: within `orphan_timeout`. It counts from when it last
@@ -410,7 +418,9 @@ const STRANGERS: [(&str, &str); 5] = [
 ];
 
 fn stranger(version: &str) -> Option<&'static str> {
-    STRANGERS.iter().find(|(mark, _)| version.contains(mark)).map(|(_, name)| *name)
+    // The standard library's search is made for longer texts, and a kilobyte longer itself.
+    let has = |mark: &[u8]| version.as_bytes().windows(mark.len()).any(|part| part == mark);
+    STRANGERS.iter().find(|(mark, _)| has(mark.as_bytes())).map(|(_, name)| *name)
 }
 
 /// Some servers speak the protocol and have the functions, but no locks behind them.

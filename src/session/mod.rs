@@ -63,7 +63,7 @@ use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::trace;
-use crate::wait::{self, now};
+use crate::wait::{self, after, now};
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -146,7 +146,7 @@ impl Session {
         // Connecting takes far more room than what follows: callers' futures need not carry it.
         let wire = Box::pin(connect::connect(config, name, comment)).await?;
         Ok(Self {
-            place: Place::Here(Box::new(wire)),
+            place: Place::Here(wire),
             books: Books::default(),
             signal: None,
             wait_slice: config.slice_of_a_wait(),
@@ -227,7 +227,7 @@ impl Session {
             return self.try_lock(lock.key, mode).await;
         }
         // A time too far for the clock is no limit.
-        self.wait_and_enter(lock, now().checked_add(timeout)).await
+        self.wait_and_enter(lock, after(timeout)).await
     }
 
     /// As [`try_lock`](Session::try_lock), with a fencing token taken after the lock: `None` if the
@@ -459,12 +459,9 @@ impl Session {
             }
             settled.as_mut().poll(cx)
         });
-        match until {
-            None => settled.await.map(|()| true),
-            Some(until) => match place.timeout_at(until, settled).await {
-                Ok(settled) => settled.map(|()| true),
-                Err(_) => Ok(false),
-            },
+        match place.timeout_at(until, settled).await {
+            Ok(settled) => settled.map(|()| true),
+            Err(_) => Ok(false),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::protocol::CancelKey;
 use crate::report::{Holding, Link};
 use crate::span::Span;
 use crate::trace;
-use crate::wait::{self, Alarm, now};
+use crate::wait::{self, Alarm, after, now};
 
 /// How long the server may take to end a session that was told to.
 pub(crate) const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -290,7 +290,8 @@ impl Wire {
     pub(super) async fn close(mut self) -> Result<()> {
         self.machine.connection().terminate();
         let place = self.place.clone();
-        match place.timeout(CLOSE_WITHIN, poll_fn(|cx| self.poll_end(cx))).await {
+        let until = place.enter(|| after(CLOSE_WITHIN));
+        match place.timeout_at(until, poll_fn(|cx| self.poll_end(cx))).await {
             Ok(ended) => ended,
             Err(_) => Err(self.error(
                 ErrorKind::Timeout,

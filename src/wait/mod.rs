@@ -58,12 +58,17 @@ pub(crate) fn now() -> Instant {
     }
 }
 
+/// The time after this much of it; nothing if that is too far for the clock.
+pub(crate) fn after(time: Duration) -> Option<Instant> {
+    now().checked_add(time)
+}
+
 /// Drops the work if it takes longer.
 pub(crate) async fn timeout<T>(
     limit: Duration,
     work: impl Future<Output = T>,
 ) -> Result<T, Elapsed> {
-    Place::current().timeout(limit, work).await
+    Place::current().timeout_at(after(limit), work).await
 }
 
 /// Lets others have their turn, and whoever watches the time look at the clock.
@@ -80,9 +85,10 @@ pub(crate) async fn yield_now() {
 #[inline]
 pub(crate) fn no_longer_than<T>(until: Option<Instant>, poll: impl FnOnce() -> T) -> T {
     #[cfg(feature = "blocking")]
-    if let (Some(until), Waiter::Thread) = (until, Waiter::current()) {
-        return thread::no_longer_than(until, poll);
-    }
+    let _restore = match (until, Waiter::current()) {
+        (Some(until), Waiter::Thread) => Some(thread::no_longer_than(until)),
+        _ => None,
+    };
     #[cfg(not(feature = "blocking"))]
     let _ = until;
     poll()
@@ -121,29 +127,13 @@ impl Place {
         }
     }
 
-    /// As [`timeout`], with a timer that lives here.
-    pub(crate) async fn timeout<T>(
-        &self,
-        limit: Duration,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Elapsed> {
-        match self {
-            #[cfg(feature = "async")]
-            Self::Runtime(_) => {
-                let timeout = self.enter(|| tokio::time::timeout(limit, work));
-                timeout.await.map_err(|_| Elapsed)
-            }
-            #[cfg(feature = "blocking")]
-            Self::Thread => thread::timeout_at(now().checked_add(limit), work).await,
-        }
-    }
-
-    /// As [`timeout`](Self::timeout), until this time.
+    /// As [`timeout`], until this time, with a timer that lives here. No time is no limit.
     pub(crate) async fn timeout_at<T>(
         &self,
-        until: Instant,
+        until: Option<Instant>,
         work: impl Future<Output = T>,
     ) -> Result<T, Elapsed> {
+        let Some(until) = until else { return Ok(work.await) };
         match self {
             #[cfg(feature = "async")]
             Self::Runtime(_) => {
@@ -151,7 +141,7 @@ impl Place {
                 timeout.await.map_err(|_| Elapsed)
             }
             #[cfg(feature = "blocking")]
-            Self::Thread => thread::timeout_at(Some(until), work).await,
+            Self::Thread => thread::timeout_at(until, work).await,
         }
     }
 

@@ -35,16 +35,14 @@ thread_local! {
 
 /// Waits for the result. There is a look at what else may end the wait as often as this.
 pub(crate) fn block_on<T>(look_every: Duration, work: impl Future<Output = T>) -> T {
-    let patience = Patience { until: None, at_most: look_every };
+    let _restore = be_patient(Patience { until: None, at_most: look_every });
     let mut work = pin!(work);
     let mut cx = Context::from_waker(Waker::noop());
-    with(patience, || {
-        loop {
-            if let Poll::Ready(result) = work.as_mut().poll(&mut cx) {
-                return result;
-            }
+    loop {
+        if let Poll::Ready(result) = work.as_mut().poll(&mut cx) {
+            return result;
         }
-    })
+    }
 }
 
 #[cfg(feature = "async")]
@@ -61,25 +59,26 @@ pub(super) async fn look_up() {
 
 /// Drops the work if it is not done by then.
 pub(super) async fn timeout_at<T>(
-    until: Option<Instant>,
+    until: Instant,
     work: impl Future<Output = T>,
 ) -> Result<T, Elapsed> {
-    // A time too far for the clock is no limit.
-    let Some(until) = until else { return Ok(work.await) };
     let mut work = pin!(work);
-    poll_fn(|cx| match no_longer_than(until, || work.as_mut().poll(cx)) {
-        Poll::Ready(result) => Poll::Ready(Ok(result)),
-        Poll::Pending if until <= now() => Poll::Ready(Err(Elapsed)),
-        Poll::Pending => Poll::Pending,
+    poll_fn(|cx| {
+        let _restore = no_longer_than(until);
+        match work.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Ok(result)),
+            Poll::Pending if until <= now() => Poll::Ready(Err(Elapsed)),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await
 }
 
-/// Has sockets wait until this time at most.
-pub(super) fn no_longer_than<T>(until: Instant, poll: impl FnOnce() -> T) -> T {
-    let Some(patience) = PATIENCE.get() else { return poll() };
+/// Has sockets wait until this time at most, until what it returns is dropped.
+pub(super) fn no_longer_than(until: Instant) -> Restore {
+    let Some(patience) = PATIENCE.get() else { return Restore(None) };
     let until = patience.until.map_or(until, |outer| outer.min(until));
-    with(Patience { until: Some(until), ..patience }, poll)
+    be_patient(Patience { until: Some(until), ..patience })
 }
 
 /// How long a socket may wait in one system call, here and now.
@@ -95,16 +94,16 @@ pub(crate) fn time_left() -> Option<Duration> {
     until.map(|until| until.saturating_duration_since(now()).max(WAIT_MIN))
 }
 
-fn with<T>(patience: Patience, work: impl FnOnce() -> T) -> T {
-    /// Also if the work panics.
-    struct Restore(Option<Patience>);
+fn be_patient(patience: Patience) -> Restore {
+    Restore(PATIENCE.replace(Some(patience)))
+}
 
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            PATIENCE.set(self.0);
-        }
+/// Brings back the patience that was, also if the work panics.
+#[must_use]
+pub(super) struct Restore(Option<Patience>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        PATIENCE.set(self.0);
     }
-
-    let _restore = Restore(PATIENCE.replace(Some(patience)));
-    work()
 }

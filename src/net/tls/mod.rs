@@ -161,14 +161,13 @@ fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
     Ok(config)
 }
 
-fn verifier(roots: &Roots, provider: &Arc<CryptoProvider>, names: CheckNames) -> Result<Verifier> {
+fn verifier(roots: &Roots, provider: &CryptoProvider, names: CheckNames) -> Result<Verifier> {
     let (certificates, place) = match roots {
         Roots::File(path) => (certificates("sslrootcert", path)?, path.display().to_string()),
         Roots::System => (system_roots()?, String::from("the system's store")),
     };
-    Verifier::roots(provider, certificates, names).map_err(|error| {
-        problem(format!("no root certificate in {place} can be used")).with_source(error)
-    })
+    Verifier::roots(provider, certificates, names)
+        .ok_or_else(|| problem(format!("no root certificate in {place} can be used")))
 }
 
 fn system_roots() -> Result<Vec<CertificateDer<'static>>> {

@@ -19,10 +19,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime, alg_id};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
@@ -42,7 +43,8 @@ enum Trust {
     Anyone,
     /// Certificates that the roots vouch for: `verify-ca`, and with names `verify-full`.
     Roots {
-        webpki: Arc<WebPkiServerVerifier>,
+        /// Those of the roots that webpki takes, at least one.
+        anchors: RootCertStore,
         roots: Vec<CertificateDer<'static>>,
         names: CheckNames,
     },
@@ -70,21 +72,44 @@ impl Verifier {
         Self { algorithms: provider.signature_verification_algorithms, trust: Trust::Anyone }
     }
 
+    /// Nothing comes of it if none of the roots can be used.
     pub(super) fn roots(
-        provider: &Arc<CryptoProvider>,
+        provider: &CryptoProvider,
         roots: Vec<CertificateDer<'static>>,
         names: CheckNames,
-    ) -> Result<Self, rustls::client::VerifierBuilderError> {
-        let mut store = RootCertStore::empty();
+    ) -> Option<Self> {
+        let mut anchors = RootCertStore::empty();
         // What webpki does not take as a root is still compared as a whole.
-        store.add_parsable_certificates(roots.iter().cloned());
-        let webpki =
-            WebPkiServerVerifier::builder_with_provider(store.into(), Arc::clone(provider))
-                .build()?;
-        Ok(Self {
+        let (usable, _) = anchors.add_parsable_certificates(roots.iter().cloned());
+        (usable > 0).then_some(Self {
             algorithms: provider.signature_verification_algorithms,
-            trust: Trust::Roots { webpki, roots, names },
+            trust: Trust::Roots { anchors, roots, names },
         })
+    }
+
+    /// What rustls's own verifier does, less the revocation lists that it would look into if it had any: a
+    /// program is 24 kB smaller without their code.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        host: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let Trust::Roots { anchors, names, .. } = &self.trust else { return Ok(()) };
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            anchors,
+            intermediates,
+            now,
+            algorithms,
+        )?;
+        match names {
+            CheckNames::No => Ok(()),
+            CheckNames::Yes => verify_server_name(&parsed, host),
+        }
     }
 
     /// Looks again at a certificate that rustls refused.
@@ -207,16 +232,10 @@ impl ServerCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         host: &ServerName<'_>,
-        ocsp: &[u8],
+        _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = match &self.trust {
-            Trust::Anyone => return Ok(ServerCertVerified::assertion()),
-            Trust::Roots { webpki, .. } => {
-                webpki.verify_server_cert(leaf, intermediates, host, ocsp, now)
-            }
-        };
-        if let Err(refusal) = verified {
+        if let Err(refusal) = self.verify(leaf, intermediates, host, now) {
             self.reconsider(refusal, leaf, host, now)?;
         }
         let shown: Vec<_> = std::iter::once(leaf).chain(intermediates).collect();
