@@ -4,7 +4,8 @@
 //! is over: see [`wait::thread`](crate::wait::thread).
 //!
 //! Whoever reads from a socket may go on until it says that there is nothing more, as TLS does before it
-//! answers or hands out what it has. So after something was read, it says so once before it waits again.
+//! answers or hands out what it has. So after something was read, it says so once before it waits again, unless
+//! something is written before that.
 
 use std::future::pending;
 use std::io::{self, Read, Write};
@@ -200,12 +201,9 @@ impl AsyncWrite for Blocking {
         _: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = each!(&mut self.stream, socket => socket.write(buf));
-        if written.is_err() {
-            // The peer may have said why.
-            self.next_read = NextRead::Waits;
-        }
-        unless_over(written)
+        // The peer is going to answer; or it has said why it does not take any more.
+        self.next_read = NextRead::Waits;
+        unless_over(each!(&mut self.stream, socket => socket.write(buf)))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -144,7 +144,8 @@ impl Wire {
     /// follows.
     pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
         // What a socket that waits has to say by now, it says before its answer.
-        if !self.stream.waits() {
+        let waits = self.stream.waits();
+        if !waits {
             if let Poll::Ready(error) = self.poll_idle(cx) {
                 return Poll::Ready(Err(error));
             }
@@ -154,8 +155,10 @@ impl Wire {
         })?;
         self.waiting = Some(Waiting { until });
         self.poll_send(cx);
-        let rings = until.is_some_and(|until| self.alarm.poll(until, cx));
-        if rings || self.send_error.is_some() {
+        let goes_on = waits
+            || self.send_error.is_some()
+            || until.is_some_and(|until| self.alarm.poll(until, cx));
+        if goes_on {
             return self.poll_outcome(cx);
         }
         // There was nothing to read just now, and whatever comes wakes the task.
