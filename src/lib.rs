@@ -67,6 +67,8 @@
 //!   Unicode. Without it, such a password is refused.
 //! - `tls` (on by default): encrypted connections, with rustls. Without it, a connection string that
 //!   demands TLS is refused.
+//! - `tls12` (on by default): TLS 1.2 beside 1.3, for servers whose OpenSSL is older than 1.1.1, or that are set
+//!   to it. Without it, such a server cannot be reached by TLS.
 //! - `cli` (off by default): the command `pglock`, flock(1) across machines, for Unix systems.
 //! - `tracing` (off by default): events of the crate `tracing`, with `pglock` as their target. WARN: `session
 //!   lost`, `lease expired`, `no session could be connected` (by a manager, and when it tries again),

@@ -109,7 +109,7 @@ type Misfit = (&'static str, Problem);
 /// | `sslcert`, `sslkey` | `PGSSLCERT`, `PGSSLKEY` | files of the client's certificate and its key, of which the latter must not be open to others | `postgresql.crt` and `postgresql.key` in `~/.postgresql`, if they exist |
 /// | `sslcertmode` | `PGSSLCERTMODE` | `allow`, or `disable`: show no certificate | `allow` |
 /// | `sslsni` | `PGSSLSNI` | 1, or 0: do not tell the server which host is meant | 1 |
-/// | `ssl_min_protocol_version`, `ssl_max_protocol_version` | `PGSSLMINPROTOCOLVERSION`, `PGSSLMAXPROTOCOLVERSION` | `TLSv1.2` or `TLSv1.3` | both |
+/// | `ssl_min_protocol_version`, `ssl_max_protocol_version` | `PGSSLMINPROTOCOLVERSION`, `PGSSLMAXPROTOCOLVERSION` | `TLSv1.2` (with the feature `tls12`) or `TLSv1.3` | both |
 /// | `channel_binding` | `PGCHANNELBINDING` | `disable`, `prefer`, or `require`: log in by SCRAM-SHA-256-PLUS or not at all | `prefer` |
 /// | `require_auth` | `PGREQUIREAUTH` | what the server may ask for: a list of `password`, `md5`, `scram-sha-256` and `none`, or of what it may not, each with a `!` | anything |
 ///

@@ -830,7 +830,7 @@ fn the_rest_reaches_the_connection_too() {
         "host=h keepalives_idle=3 keepalives_interval=2 keepalives_count=1 tcp_user_timeout=500 \
          load_balance_hosts=random channel_binding=disable require_auth=md5 sslsni=0 \
          options='-c a=b endpoint=c' fallback_application_name=f \
-         ssl_max_protocol_version=TLSv1.2",
+         ssl_min_protocol_version=tlsV1.3",
     ))
     .unwrap();
     let wishes = KeepaliveWishes {
@@ -845,7 +845,7 @@ fn the_rest_reaches_the_connection_too() {
     assert!(!resolved.require_auth.contains(AuthMethod::Password));
     let options = handshake_options(&resolved);
     assert!(!options.send_name);
-    assert_eq!(options.versions, Versions::OnlyTls12);
+    assert_eq!(options.versions, Versions::OnlyTls13);
     assert_eq!(resolved.settings, [(String::from("a"), String::from("b"))]);
     assert_eq!(resolved.startup_options.as_deref(), Some("endpoint=c"));
     assert_eq!(resolved.application_name, "f");
@@ -854,8 +854,11 @@ fn the_rest_reaches_the_connection_too() {
     // Zero and less stand for the default, as in libpq.
     let zero = "keepalives_idle=0 keepalives_interval=-1 keepalives_count=0 tcp_user_timeout=0";
     assert_eq!(resolve(&parse(zero)).unwrap().keepalive, KeepaliveWishes::default());
-    let tls13 = resolve(&parse("ssl_min_protocol_version=tlsV1.3")).unwrap();
-    assert_eq!(handshake_options(&tls13).versions, Versions::OnlyTls13);
+    #[cfg(feature = "tls12")]
+    {
+        let tls12 = resolve(&parse("ssl_max_protocol_version=TLSv1.2")).unwrap();
+        assert_eq!(handshake_options(&tls12).versions, Versions::OnlyTls12);
+    }
 }
 
 #[test]
@@ -891,6 +894,16 @@ fn without_the_feature_what_demands_tls_is_refused() {
     let error = resolve(Config::new().sslmode(SslMode::Require)).err().unwrap();
     assert!(error.to_string().starts_with("sslmode: `require` demands TLS"), "{error}");
     assert!(from_vars(&[("PGREQUIRESSL", "1")]).is_err());
+}
+
+#[cfg(all(feature = "tls", not(feature = "tls12")))]
+#[test]
+fn without_the_feature_what_demands_tls_1_2_is_refused() {
+    let error = resolve(&parse("user=u ssl_min_protocol_version=TLSv1.2")).map(|_| ());
+    assert!(error.is_ok(), "{error:?}");
+    let error = parse_error("user=u ssl_max_protocol_version=TLSv1.2");
+    assert!(error.contains("ssl_max_protocol_version (at byte 7): TLSv1.2 needs"), "{error}");
+    assert!(error.contains("feature `tls12`"), "{error}");
 }
 
 /// Splitmix64: enough to vary strings, and the same on every run.

@@ -103,6 +103,9 @@ pub(super) struct TlsWishes {
     pub(super) max_version: Option<Version>,
 }
 
+/// Whether of TLS there is 1.3 alone.
+const LACKS_TLS12: bool = cfg!(all(feature = "tls", not(feature = "tls12")));
+
 impl TlsWishes {
     /// The mode that is meant where none is given. Whoever says whom to trust does not want to go on
     /// in clear.
@@ -169,6 +172,9 @@ impl TlsWishes {
         let max = self.max_version.unwrap_or(Version::Tls13);
         match (min, max) {
             (Version::Tls12, Version::Tls13) => Ok(Versions::Tls12AndTls13),
+            (Version::Tls12, Version::Tls12) if LACKS_TLS12 => {
+                Err("TLSv1.2 needs pglock's feature `tls12`, which is switched off".into())
+            }
             (Version::Tls12, Version::Tls12) => Ok(Versions::OnlyTls12),
             (Version::Tls13, Version::Tls13) => Ok(Versions::OnlyTls13),
             (Version::Tls13, Version::Tls12) => {

@@ -19,14 +19,13 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, InconsistentKeys, ProtocolVersion};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use zeroize::Zeroizing;
 
 use self::verifier::{CheckNames, Verifier};
-use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots, Versions};
+use crate::config::{Demand, Handshake, HandshakeOptions, Identity, Roots};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Address;
 use crate::net::Socket;
@@ -143,13 +142,8 @@ fn client_config(options: &HandshakeOptions) -> Result<ClientConfig> {
         Demand::Authority(roots) => verifier(roots, &provider, CheckNames::No)?,
         Demand::Host(roots) => verifier(roots, &provider, CheckNames::Yes)?,
     };
-    let versions: &[_] = match options.versions {
-        Versions::Tls12AndTls13 => &[&TLS13, &TLS12],
-        Versions::OnlyTls12 => &[&TLS12],
-        Versions::OnlyTls13 => &[&TLS13],
-    };
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&provider::versions(options.versions))
         .map_err(|error| problem("these versions of TLS cannot be had").with_source(error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));

@@ -26,8 +26,12 @@ fn explain(error: &Error) -> Cow<'static, str> {
     known.map_or_else(|| error.to_string().into(), Cow::Borrowed)
 }
 
+#[cfg(feature = "tls12")]
 const VERSIONS: &str = "the server offers no version or algorithm of TLS that is spoken here: set its \
                         ssl_max_protocol_version, and this side's, to TLSv1.2 or TLSv1.3";
+#[cfg(not(feature = "tls12"))]
+const VERSIONS: &str = "the server offers no version or algorithm of TLS that is spoken here: set its \
+                        ssl_max_protocol_version to TLSv1.3, or switch on pglock's feature `tls12`";
 
 fn explain_certificate(error: &CertificateError) -> Cow<'static, str> {
     use CertificateError as E;

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use rustls::Error;
 use rustls::SignatureScheme::{
     ECDSA_NISTP256_SHA256, ECDSA_NISTP384_SHA384, ED25519, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384,
     RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512,
@@ -18,19 +17,18 @@ use rustls::crypto::{
 };
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::SigningKey;
+#[cfg(feature = "tls12")]
+use rustls::version::TLS12;
+use rustls::version::TLS13;
+use rustls::{Error, SupportedCipherSuite, SupportedProtocolVersion};
 use webpki::ring as verify;
 use zeroize::Zeroizing;
 
+use crate::config::Versions;
+
 pub(super) fn provider() -> CryptoProvider {
     CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        ],
+        cipher_suites: CIPHER_SUITES.to_vec(),
         // First the one that PostgreSQL's default `ssl_ecdh_curve` takes: a wrong guess costs a round
         // trip.
         kx_groups: vec![kx_group::SECP256R1, kx_group::X25519, kx_group::SECP384R1],
@@ -38,6 +36,32 @@ pub(super) fn provider() -> CryptoProvider {
         secure_random: &System,
         key_provider: &System,
     }
+}
+
+static CIPHER_SUITES: &[SupportedCipherSuite] = &[
+    cipher_suite::TLS13_AES_256_GCM_SHA384,
+    cipher_suite::TLS13_AES_128_GCM_SHA256,
+    #[cfg(feature = "tls12")]
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    #[cfg(feature = "tls12")]
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    #[cfg(feature = "tls12")]
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    #[cfg(feature = "tls12")]
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+];
+
+/// What there is of these versions, the one that is preferred first.
+pub(super) fn versions(wanted: Versions) -> Vec<&'static SupportedProtocolVersion> {
+    let mut versions = Vec::new();
+    if wanted != Versions::OnlyTls12 {
+        versions.push(&TLS13);
+    }
+    #[cfg(feature = "tls12")]
+    if wanted != Versions::OnlyTls13 {
+        versions.push(&TLS12);
+    }
+    versions
 }
 
 /// Those of rustls's own provider.
@@ -90,7 +114,6 @@ impl KeyProvider for System {
 
 #[cfg(test)]
 mod tests {
-    use rustls::SupportedCipherSuite;
     use rustls::crypto::ring;
 
     use super::*;

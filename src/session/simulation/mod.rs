@@ -33,6 +33,7 @@ use self::Case::{
 };
 use self::driver::Defect;
 use self::world::World;
+#[cfg(all(unix, feature = "async"))]
 pub(super) use self::world::log_in;
 #[cfg(feature = "manager")]
 use super::advisory::Function;
