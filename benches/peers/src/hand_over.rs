@@ -1,13 +1,12 @@
 //! A busy lock, passed from one session to another: from the holder's `unlock`, with one waiter in the
-//! server's queue, until the waiter has it. Both sessions are on one thread, over TCP; those that block are on
-//! a thread each.
+//! server's queue, until the waiter has it. Both sessions are on one thread, over TCP; those of
+//! `pglock::blocking` are on a thread each, and so is a second pair of bare sockets.
 
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use pglock::blocking;
 use pglock_test_cluster::role;
 
 use crate::bare::{Bare, BareTokio};
@@ -22,8 +21,9 @@ pub(crate) fn group(server: &Server) -> Group {
     let candidates = vec![
         Candidate { name: "bare sockets", turn: bare(server, 21) },
         Candidate { name: "bare tokio sockets", turn: bare_tokio(server, 22) },
-        Candidate { name: "pglock", turn: pglock(server, 23) },
-        Candidate { name: "pglock, blocking", turn: pglock_blocking(server, 24) },
+        Candidate { name: "bare sockets, a thread each", turn: bare_on_threads(server, 23) },
+        Candidate { name: "pglock", turn: pglock(server, 24) },
+        Candidate { name: "pglock, blocking", turn: pglock_blocking(server, 25) },
     ];
     Group { title: "Hand-over, TCP", turns: TURNS, candidates }
 }
@@ -106,24 +106,50 @@ fn pglock(server: &Server, key: i64) -> Turn {
 fn pglock_blocking(server: &Server, key: i64) -> Turn {
     let [mut first, second] = [(); 2].map(|()| server.blocking_lock(Transport::Tcp, key));
     first.lock().expect("the lock");
-    let mut observer = Observer::new(server);
-    let mut pair = Some((first, second));
+    on_threads(
+        (first, second),
+        (Observer::new(server), key),
+        |waiter| waiter.lock().expect("the lock"),
+        |holder| holder.unlock().expect("an answer"),
+    )
+}
+
+fn bare_on_threads(server: &Server, key: i64) -> Turn {
+    let [lock, unlock] = [LOCK, UNLOCK].map(|function| function_call(function, key));
+    let [mut first, second] = [(); 2].map(|()| Bare::tcp(server, &role::TRUST));
+    first.ask(&lock);
+    on_threads(
+        (first, second),
+        (Observer::new(server), key),
+        move |waiter| waiter.ask(&lock),
+        move |holder| holder.ask(&unlock),
+    )
+}
+
+/// The first of the pair has the lock.
+fn on_threads<S: Send + 'static>(
+    pair: (S, S),
+    (mut observer, key): (Observer, i64),
+    lock: impl Fn(&mut S) + Send + 'static,
+    unlock: impl Fn(&mut S) + 'static,
+) -> Turn {
     // A thread that waits again and again: to start one is no part of a hand-over.
-    let (give, given) = mpsc::channel::<blocking::Lock>();
+    let (give, given) = mpsc::channel::<S>();
     let (grant, granted) = mpsc::channel();
     thread::spawn(move || {
         for mut waiter in given {
-            waiter.lock().expect("the lock");
+            lock(&mut waiter);
             grant.send((Instant::now(), waiter)).expect("somebody who listens");
         }
     });
+    let mut pair = Some(pair);
     Box::new(move |times| {
         for _ in 0..HAND_OVERS {
             let (mut holder, waiter) = pair.take().expect("given back each time");
             give.send(waiter).expect("the waiter's thread");
             observer.wait_until_queued(key);
             let begin = Instant::now();
-            holder.unlock().expect("an answer");
+            unlock(&mut holder);
             let (granted, waiter) = granted.recv().expect("the waiter");
             times.push(granted - begin);
             pair = Some((waiter, holder));
