@@ -30,6 +30,9 @@ use crate::wait::thread::{WAIT_MAX, patience, time_left};
 /// must not keep the thread from looking at the clock.
 const LOOKS_MAX: u32 = 32;
 
+/// How long the system may try to connect, where nobody has set a limit. It gives up far earlier.
+const DIAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A socket in clear, in blocking mode.
 #[derive(Debug)]
 pub(crate) struct Blocking {
@@ -77,8 +80,7 @@ pub(super) fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 impl Blocking {
     pub(super) async fn connect_tcp(address: SocketAddr) -> io::Result<Self> {
-        // The system has a limit of its own, far below this one.
-        let time = time_left().unwrap_or(Duration::MAX);
+        let time = time_left().unwrap_or(DIAL_MAX);
         let connected = TcpStream::connect_timeout(&address, time);
         Self::new(Stream::Tcp(in_time(connected).await?))
     }
