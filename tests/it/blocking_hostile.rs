@@ -132,7 +132,7 @@ async fn a_password_that_takes_long_to_prepare_is_given_up_in_time() {
         .left();
     let backend = script.play().await;
     let mut config = backend.config();
-    config.connect_timeout(Duration::from_millis(200));
+    config.connect_timeout(Duration::from_secs(1));
     let connecting = spawn_blocking(move || Session::connect(&config).unwrap_err());
     let error = connecting.await.unwrap();
     // Had it been prepared to the end, the backend would have heard the proof.
@@ -248,7 +248,7 @@ fn the_next_server_is_tried_where_one_does_not_answer() {
         address.port()
     );
     let mut config: Config = url.parse().unwrap();
-    config.connect_timeout(Duration::from_millis(500));
+    config.connect_timeout(Duration::from_secs(2));
     // The system would go on for more than a minute.
     let mut session = within(PATIENCE, move || Session::connect(&config).unwrap());
     session.lock(stage.key(), Mode::Shared).unwrap();

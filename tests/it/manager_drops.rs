@@ -277,7 +277,8 @@ impl Call {
             }
             let called = poll_times(polls, (self.begin)(bob.clone(), keys));
             // What nobody wakes is not polled.
-            let called = timeout(SHORT * 10, called).await;
+            let limit = if held.is_empty() { PATIENCE } else { SHORT * 10 };
+            let called = timeout(limit, called).await;
             way.stage.until(held).await;
             // Nothing is in the way of the next call.
             match (soon(bob.try_lock_all([keys[0], keys[2]])).await, &called) {
