@@ -83,18 +83,17 @@ impl Dialogue {
         }
     }
 
-    /// Sends what is outgoing, and passes on what the server says until that is enough.
+    /// Sends what is outgoing, and passes on what the server says until that is enough. What cannot be sent
+    /// is told when there is nothing more to read: the server's last words say more.
     pub(super) async fn listen(
         &mut self,
         hear: &mut (dyn FnMut(Event<'_>) -> Result<bool> + Send),
     ) -> Result<()> {
+        let mut unsent = None;
         loop {
-            while !self.connection.outgoing().is_empty() {
-                let sent = self.stream.write(self.connection.outgoing()).await;
-                let sent = sent.map_err(|error| self.broken(error))?;
-                self.connection.sent(sent);
+            if unsent.is_none() {
+                unsent = self.send().await.err();
             }
-            self.stream.flush().await.map_err(|error| self.broken(error))?;
             match self.connection.poll_event().map_err(violated)? {
                 // It takes time: let other tasks run, and the deadline pass.
                 Some(Event::Deriving) => yield_now().await,
@@ -104,15 +103,27 @@ impl Dialogue {
                     }
                 }
                 None => {
-                    let read = self.stream.read_buf(self.connection.received()).await;
-                    if read.map_err(|error| self.broken(error))? == 0 {
-                        let message =
-                            format!("the server closed the connection during {}", self.topic);
-                        return Err(Error::new(ErrorKind::Connect, message));
+                    match (self.stream.read_buf(self.connection.received()).await, unsent.take()) {
+                        (Ok(0), None) => return Err(self.closed()),
+                        (Ok(0), Some(error)) | (Err(error), _) => return Err(self.broken(error)),
+                        (Ok(_), error) => unsent = error,
                     }
                 }
             }
         }
+    }
+
+    async fn send(&mut self) -> io::Result<()> {
+        while !self.connection.outgoing().is_empty() {
+            let sent = self.stream.write(self.connection.outgoing()).await?;
+            self.connection.sent(sent);
+        }
+        self.stream.flush().await
+    }
+
+    fn closed(&self) -> Error {
+        let message = format!("the server closed the connection during {}", self.topic);
+        Error::new(ErrorKind::Connect, message)
     }
 
     fn broken(&self, error: io::Error) -> Error {

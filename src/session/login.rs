@@ -73,3 +73,27 @@ fn refused(error: ServerError) -> Error {
     };
     Error::new(kind, "the server refused the login").with_server(error)
 }
+
+#[cfg(all(test, unix, feature = "async"))]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::net::Socket;
+
+    #[tokio::test]
+    async fn a_server_that_is_gone_before_it_is_greeted_has_had_the_last_word() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        let words = b"SFATAL\0C57P03\0Mthe database system is starting up\0\0";
+        let length = u32::try_from(4 + words.len()).unwrap().to_be_bytes();
+        server.write_all(&[b"E", &length[..], words].concat()).await.unwrap();
+        drop(server);
+
+        let credentials = Credentials::new(String::from("alice"), None, [0; 18]);
+        let connection = Connection::new(credentials, &[]);
+        let mut dialogue = Dialogue::new(Stream::Clear(Socket::Unix(client)), connection);
+        let error = identify(&mut dialogue).await.unwrap_err();
+        assert_eq!(error.sqlstate(), Some("57P03"), "{error}");
+    }
+}
