@@ -359,11 +359,14 @@ impl Wire {
                 Ok(true)
             }
             Poll::Ready(Err(error)) => Err(self.ended(Some(error))),
-            Poll::Pending => match self.send_error.take() {
-                Some(error) => Err(self.ended(Some(error))),
-                None => Ok(false),
-            },
+            Poll::Pending if self.send_error.is_none() || self.is_about_to_hear() => Ok(false),
+            Poll::Pending => Err(self.ended(None)),
         }
+    }
+
+    /// Whether something has come that the runtime has not told of, and wakes the task for.
+    fn is_about_to_hear(&self) -> bool {
+        !self.stream.waits() && self.stream.has_news().unwrap_or(false)
     }
 
     /// The connection is closed or broken, and there is nothing more to read. A server that crashes warns
@@ -533,31 +536,33 @@ mod tests {
     use crate::session::lease::Lease;
     use crate::session::simulation::log_in;
 
+    /// A session over this socket, under a lease if there is a time for that.
+    fn wire(client: UnixStream, lease: Option<Duration>) -> Wire {
+        const LONG: Duration = Duration::from_secs(60);
+        let (connection, identity) = log_in();
+        let clocks = lease.map(|_| Clocks::look());
+        let lease = lease.map(|ttl| Lease::new(ttl, now()));
+        let machine = Machine::new(connection, Means::Calls, lease, now());
+        let keepalive =
+            net::Keepalive { idle: LONG, interval: LONG, probes: 1, acknowledgement: LONG };
+        let address = net::Address::Unix("/nowhere".into());
+        let route = Route { address, keepalive, encryption: net::Encryption::None };
+        let peer = Peer {
+            name: "nowhere".into(),
+            route,
+            cancel_key: identity.cancel_key,
+            authentication: AuthMethod::None,
+            is_channel_bound: false,
+        };
+        Wire::new(Stream::Clear(net::Socket::Unix(client)), machine, peer, clocks)
+    }
+
     #[tokio::test]
     async fn what_the_machine_slept_counts_at_rest_and_while_a_heartbeat_is_under_way() {
         const TTL: Duration = Duration::from_secs(60);
         for is_under_way in [false, true] {
             let (client, _server) = UnixStream::pair().unwrap();
-            let (connection, identity) = log_in();
-            let lease = Some(Lease::new(TTL, now()));
-            let machine = Machine::new(connection, Means::Calls, lease, now());
-            let keepalive =
-                net::Keepalive { idle: TTL, interval: TTL, probes: 1, acknowledgement: TTL };
-            let address = net::Address::Unix("/nowhere".into());
-            let route = Route { address, keepalive, encryption: net::Encryption::None };
-            let peer = Peer {
-                name: "nowhere".into(),
-                route,
-                cancel_key: identity.cancel_key,
-                authentication: AuthMethod::None,
-                is_channel_bound: false,
-            };
-            let mut wire = Wire::new(
-                Stream::Clear(net::Socket::Unix(client)),
-                machine,
-                peer,
-                Some(Clocks::look()),
-            );
+            let mut wire = wire(client, Some(TTL));
             let mut cx = Context::from_waker(Waker::noop());
             if is_under_way {
                 assert!(wire.poll_ask(Ask::Heartbeat, &mut cx).is_pending());
@@ -575,5 +580,27 @@ mod tests {
             assert!(error.is_lost());
             assert!(error.to_string().contains("which counts what this machine slept"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_has_the_last_word_before_the_runtime_has_heard_of_it() {
+        let (client, server) = UnixStream::pair().unwrap();
+        let mut wire = wire(client, None);
+        let words = b"SFATAL\0C57P01\0Mterminating connection\0\0";
+        let length = u32::try_from(4 + words.len()).unwrap().to_be_bytes();
+        assert_eq!(
+            server.try_write(&[b"E", &length[..], words].concat()).unwrap(),
+            5 + words.len()
+        );
+        drop(server);
+
+        // A socket of this machine says at once that the other end is gone.
+        let asked = poll_fn(|cx| Poll::Ready(wire.poll_ask(Ask::Heartbeat, cx))).await;
+        let outcome = match asked {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => poll_fn(|cx| wire.poll_outcome(cx)).await,
+        };
+        let error = outcome.unwrap_err();
+        assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
     }
 }
