@@ -43,8 +43,7 @@ enum Trust {
     Anyone,
     /// Certificates that the roots vouch for: `verify-ca`, and with names `verify-full`.
     Roots {
-        /// Those of the roots that webpki takes, at least one.
-        anchors: RootCertStore,
+        /// Of which webpki takes one at least.
         roots: Vec<CertificateDer<'static>>,
         names: CheckNames,
     },
@@ -55,6 +54,15 @@ enum Trust {
 pub(super) enum CheckNames {
     No,
     Yes,
+}
+
+/// What a server shows, and what is asked of it.
+struct Shown<'a> {
+    leaf: &'a CertificateDer<'a>,
+    intermediates: &'a [CertificateDer<'a>],
+    host: &'a ServerName<'a>,
+    names: CheckNames,
+    now: UnixTime,
 }
 
 /// The signature algorithms of keys that can only be used with RSA-PSS. rustls has no names for them.
@@ -78,37 +86,37 @@ impl Verifier {
         roots: Vec<CertificateDer<'static>>,
         names: CheckNames,
     ) -> Option<Self> {
-        let mut anchors = RootCertStore::empty();
-        // What webpki does not take as a root is still compared as a whole.
-        let (usable, _) = anchors.add_parsable_certificates(roots.iter().cloned());
+        let (usable, _) = RootCertStore::empty().add_parsable_certificates(roots.iter().cloned());
         (usable > 0).then_some(Self {
             algorithms: provider.signature_verification_algorithms,
-            trust: Trust::Roots { anchors, roots, names },
+            trust: Trust::Roots { roots, names },
         })
+    }
+
+    /// Whether these roots vouch for a server that shows these certificates.
+    fn judge(&self, roots: &[&CertificateDer<'_>], shown: &Shown<'_>) -> Result<(), Error> {
+        self.verify(roots, shown).or_else(|refusal| self.reconsider(refusal, roots, shown))
     }
 
     /// What rustls's own verifier does, less the revocation lists that it would look into if it had any: a
     /// program is 24 kB smaller without their code.
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        host: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let Trust::Roots { anchors, names, .. } = &self.trust else { return Ok(()) };
+    fn verify(&self, roots: &[&CertificateDer<'_>], shown: &Shown<'_>) -> Result<(), Error> {
+        let Shown { leaf, intermediates, now, .. } = *shown;
         let parsed = ParsedCertificate::try_from(leaf)?;
+        let mut anchors = RootCertStore::empty();
+        // What webpki does not take as a root is still compared as a whole.
+        anchors.add_parsable_certificates(roots.iter().map(|&root| root.clone()));
         let algorithms = self.algorithms.all;
         verify_server_cert_signed_by_trust_anchor(
             &parsed,
-            anchors,
+            &anchors,
             intermediates,
             now,
             algorithms,
         )?;
-        match names {
+        match shown.names {
             CheckNames::No => Ok(()),
-            CheckNames::Yes => verify_server_name(&parsed, host),
+            CheckNames::Yes => verify_server_name(&parsed, shown.host),
         }
     }
 
@@ -116,30 +124,28 @@ impl Verifier {
     fn reconsider(
         &self,
         refusal: Error,
-        leaf: &CertificateDer<'_>,
-        host: &ServerName<'_>,
-        now: UnixTime,
+        roots: &[&CertificateDer<'_>],
+        shown: &Shown<'_>,
     ) -> Result<(), Error> {
-        let Trust::Roots { roots, names, .. } = &self.trust else { return Ok(()) };
-        let Some(certificate) = Certificate::read(leaf) else { return Err(refusal) };
+        let Some(certificate) = Certificate::read(shown.leaf) else { return Err(refusal) };
         // rustls looks at names last: a certificate with the wrong one is otherwise good.
         let is_good = is_about_the_name(&refusal);
         if !is_good {
-            if !self.is_rooted(leaf, &certificate, roots) {
+            if !self.is_rooted(shown.leaf, &certificate, roots) {
                 // That it is of version 1 is all that rustls says, and not the reason.
                 let is_old = certificate.version == 0;
                 return Err(if is_old { CertificateError::UnknownIssuer.into() } else { refusal });
             }
-            if let Some(problem) = problem_of_dates(&certificate, now) {
+            if let Some(problem) = problem_of_dates(&certificate, shown.now) {
                 return Err(problem.into());
             }
             if !certificate.is_for_servers {
                 return Err(CertificateError::InvalidPurpose.into());
             }
         }
-        match names {
+        match shown.names {
             CheckNames::No => Ok(()),
-            CheckNames::Yes if certificate.names.include(host) => Ok(()),
+            CheckNames::Yes if certificate.names.include(shown.host) => Ok(()),
             // rustls tells which names there are.
             CheckNames::Yes if is_good => Err(refusal),
             CheckNames::Yes => Err(CertificateError::NotValidForName.into()),
@@ -150,9 +156,9 @@ impl Verifier {
         &self,
         leaf: &CertificateDer<'_>,
         certificate: &Certificate<'_>,
-        roots: &[CertificateDer<'_>],
+        roots: &[&CertificateDer<'_>],
     ) -> bool {
-        roots.iter().any(|root| {
+        roots.iter().any(|&root| {
             root == leaf
                 || (certificate.version == 0
                     && Certificate::read(root).is_some_and(|root| {
@@ -161,30 +167,6 @@ impl Verifier {
                             && self.is_signed_by(certificate, &root.key)
                     }))
         })
-    }
-
-    /// Refuses what only roots vouch for that are out of date. rustls takes a root for what it is whatever
-    /// its dates are, and does not tell which it was: those count that have the name of an issuer.
-    fn check_roots(
-        &self,
-        shown: &[&CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), CertificateError> {
-        let Trust::Roots { roots, .. } = &self.trust else { return Ok(()) };
-        let shown: Vec<_> = shown.iter().filter_map(|shown| Certificate::read(shown)).collect();
-        let vouches =
-            |root: &Certificate<'_>| shown.iter().any(|shown| shown.issuer == root.subject);
-        let mut problem = None;
-        for root in roots.iter().filter_map(|root| Certificate::read(root)).filter(vouches) {
-            problem = problem_of_dates(&root, now);
-            if problem.is_none() {
-                return Ok(());
-            }
-        }
-        match problem {
-            Some(_) => Err(CertificateError::Other(OtherError(Arc::new(RootOutOfDate)))),
-            None => Ok(()),
-        }
     }
 
     fn is_signed_by(&self, certificate: &Certificate<'_>, key: &PublicKey<'_>) -> bool {
@@ -235,12 +217,21 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if let Err(refusal) = self.verify(leaf, intermediates, host, now) {
-            self.reconsider(refusal, leaf, host, now)?;
+        let Trust::Roots { roots, names } = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let shown = Shown { leaf, intermediates, host, names: *names, now };
+        // rustls takes a root for what it is, whatever its dates are. Those of the server's own certificate are
+        // looked at in any case.
+        let (old, present): (Vec<_>, Vec<_>) =
+            roots.iter().partition(|&root| root != leaf && is_out_of_date(root, now));
+        match self.judge(&present, &shown) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(_) if !old.is_empty() && self.judge(&old, &shown).is_ok() => {
+                Err(CertificateError::Other(OtherError(Arc::new(RootOutOfDate))).into())
+            }
+            Err(refusal) => Err(refusal),
         }
-        let shown: Vec<_> = std::iter::once(leaf).chain(intermediates).collect();
-        self.check_roots(&shown, now)?;
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -291,6 +282,10 @@ impl fmt::Display for RootOutOfDate {
              authority's present one for sslrootcert, or set this machine's clock",
         )
     }
+}
+
+fn is_out_of_date(root: &CertificateDer<'_>, now: UnixTime) -> bool {
+    Certificate::read(root).is_some_and(|root| problem_of_dates(&root, now).is_some())
 }
 
 fn problem_of_dates(certificate: &Certificate<'_>, now: UnixTime) -> Option<CertificateError> {

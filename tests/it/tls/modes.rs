@@ -466,7 +466,7 @@ fn names(authority: &Authority) -> [Shown; 11] {
     ]
 }
 
-fn vouched_for(authority: &Authority) -> [Shown; 15] {
+fn vouched_for(authority: &Authority) -> [Shown; 17] {
     use Standing::{Good, Untrusted};
     let issued = |name, standing, spoil| issued(name, standing, authority, &[HOST], spoil);
     let near = authority.issue(&[HOST], |_| {});
@@ -475,6 +475,9 @@ fn vouched_for(authority: &Authority) -> [Shown; 15] {
     let expired = Authority::spoiled("roots of long ago", expire);
     let renewed = Authority::new("roots of long ago");
     let both = format!("{}{}", expired.pem(), renewed.pem());
+    let old = expired.issue(&[HOST], |_| {});
+    let old_and_near = Certificate { pem: format!("{}{}", old.pem, near.pem), ..old.clone() };
+    let old_and_new = format!("{}{}", expired.pem(), authority.pem());
     let chain = Certificate { pem: format!("{}{}", far.pem, intermediate.pem()), ..far.clone() };
     [
         Shown::new("unknown authority", Untrusted, near.clone(), Authority::new("another").pem())
@@ -497,8 +500,10 @@ fn vouched_for(authority: &Authority) -> [Shown; 15] {
             .except(LISTED_AS_ROOT),
         Shown::new("itself listed as a root", Untrusted, near.clone(), &near.pem)
             .except(LISTED_AS_ROOT),
-        Shown::new("by an expired root", Untrusted, expired.issue(&[HOST], |_| {}), expired.pem())
-            .told("the root certificate that vouches for the server's has expired"),
+        Shown::new("by an expired root", Untrusted, old.clone(), expired.pem()).told(OLD_ROOT),
+        Shown::new("by a root before it was renewed", Untrusted, old, &both).told(OLD_ROOT),
+        Shown::new("by an expired root, beside another's", Untrusted, old_and_near, &old_and_new)
+            .told(OLD_ROOT),
         Shown::new("by a root renewed since", Good, renewed.issue(&[HOST], |_| {}), &both),
         own_root("its own root, for clients only", Untrusted, |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -530,6 +535,7 @@ fn kinds(authority: &Authority) -> [Shown; 7] {
     ]
 }
 
+const OLD_ROOT: &str = "the root certificate that vouches for the server's has expired";
 const UNKNOWN: &str = "name the file of the authority that issued it in sslrootcert";
 
 /// A certificate of the authority that the client trusts.
