@@ -212,8 +212,11 @@ async fn ask_for_tls(socket: &mut Socket) -> Result<SslReply> {
     frontend::ssl_request(&mut request);
     socket.write_all(&request).await.map_err(broken)?;
     let reply = socket.read_u8().await.map_err(broken)?;
-    SslReply::decode(reply)
-        .map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()).with_source(error))
+    SslReply::decode(reply).map_err(|error| {
+        // It may be out of processes, for instance, which another server need not be.
+        let kind = if reply == b'E' { ErrorKind::Connect } else { ErrorKind::Protocol };
+        Error::new(kind, error.to_string()).with_source(error)
+    })
 }
 
 /// Whether the other side ended the connection, rather than to say something wrong.

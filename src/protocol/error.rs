@@ -212,9 +212,15 @@ impl fmt::Display for ProtocolError {
                 "the server gave no key to cancel requests with, so a wait could not be ended; \
                  is it PostgreSQL, or a pooler that hides the key?",
             ),
-            Self::BadSslReply { byte } => {
-                write!(f, "the server answered the request for TLS with {}", Tag(*byte))
-            }
+            Self::BadSslReply { byte: b'E' } => f.write_str(
+                "the server answered the request for TLS with an error, which is not shown because \
+                 nobody vouches for it; look into the server's log",
+            ),
+            Self::BadSslReply { byte } => write!(
+                f,
+                "the server answered the request for TLS with {}; is it PostgreSQL?",
+                Tag(*byte)
+            ),
         }
     }
 }

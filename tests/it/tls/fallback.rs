@@ -148,3 +148,19 @@ async fn a_server_that_breaks_off_in_the_handshake_gives_its_turn_to_the_next() 
         assert_eq!(alone.kind(), ErrorKind::Tls, "{parameters}: {alone}");
     }
 }
+
+#[tokio::test]
+async fn a_server_that_can_only_answer_with_an_error_gives_its_turn_to_the_next() {
+    for sslmode in ["prefer", "require"] {
+        let parameters = format!("sslmode={sslmode}");
+        let first = Server::start(b"Ecould not fork new process\n\0", Then::BreaksOff).await;
+        let next = Server::start(b"S", Then::FallsSilent).await;
+        refusal(&[&first, &next], &parameters).await;
+        assert_eq!(first.connections(), 1, "{sslmode}");
+        assert_ne!(next.connections(), 0, "{sslmode}");
+        let alone = refusal(&[&first], &parameters).await;
+        assert_eq!(alone.kind(), ErrorKind::Connect, "{sslmode}: {alone}");
+        assert!(alone.to_string().contains("look into the server's log"), "{sslmode}: {alone}");
+        assert!(!alone.to_string().contains("could not fork"), "{sslmode}: {alone}");
+    }
+}
