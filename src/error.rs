@@ -287,12 +287,27 @@ impl From<Report> for ServerError {
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (SQLSTATE {})", self.message(), self.sqlstate())?;
+        write!(f, "{} (SQLSTATE {})", Readable(self.message()), Readable(self.sqlstate()))?;
         if let Some(detail) = self.detail() {
-            write!(f, "; {detail}")?;
+            write!(f, "; {}", Readable(detail))?;
         }
         if let Some(hint) = self.hint() {
-            write!(f, "; hint: {hint}")?;
+            write!(f, "; hint: {}", Readable(hint))?;
+        }
+        Ok(())
+    }
+}
+
+/// Text of a server, which may not have shown yet who it is, without what a terminal acts on. It may have several
+/// lines.
+struct Readable<'a>(&'a str);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_acted_on = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+        for (index, shown) in self.0.split(is_acted_on).enumerate() {
+            f.write_str(if index == 0 { "" } else { "?" })?;
+            f.write_str(shown)?;
         }
         Ok(())
     }

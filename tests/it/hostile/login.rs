@@ -336,6 +336,14 @@ async fn the_servers_refusal_is_told_with_its_code() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_shown_without_what_a_terminal_acts_on() {
+    let report = b"SFATAL\0C\x1b[2J\0Mno \x1b]0;way\x07\0Dto\r\nday\0H\xc2\x9b2J\0\0";
+    let error = refusal(Script::new().says(message(b'E', report)).end_of_file()).await;
+    assert_error(&error, Connect, "no ?]0;way? (SQLSTATE ?[2J); to?\nday; hint: ?2J");
+    assert_eq!(error.server().unwrap().message(), "no \x1b]0;way\x07");
+}
+
+#[tokio::test]
 async fn a_login_that_breaks_off_anywhere_is_an_error() {
     for beginning in proven_login().without_the_last().beginnings() {
         for script in [beginning.clone().end_of_file(), beginning.resets()] {
