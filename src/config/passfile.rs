@@ -9,7 +9,7 @@ use crate::secret::Secret;
 
 use super::{Host, files};
 
-/// The content of a password file, or why it gives no password. A file that does not exist is an empty
+/// The content of a password file, and why it may give no password. A file that does not exist is an empty
 /// one.
 ///
 /// No `Debug`: it holds passwords.
@@ -26,6 +26,13 @@ impl PasswordFile {
                 path,
                 "its group or others have access to it; make it yours alone with `chmod 0600`",
             ),
+            Ok((content, _)) if std::str::from_utf8(&content).is_err() => {
+                let problem = format!(
+                    "the password file {} is not in UTF-8: a password that is not is passed over",
+                    path.display()
+                );
+                Self { content, problem: Some(problem) }
+            }
             Ok((content, _)) => Self { content, problem: None },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(error) => Self::ignored(path, &error.to_string()),

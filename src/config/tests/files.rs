@@ -1,6 +1,7 @@
 //! The password file and the service file.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
 
 use super::home::Home;
@@ -89,6 +90,21 @@ fn a_password_file_that_is_open_to_others_is_ignored_with_a_warning() {
     home.write("long", &"x".repeat(1 << 21));
     let text = format!("host=h user=u passfile={}", home.path("long").display());
     assert!(home.resolve(&text).unwrap().passfile_problem.unwrap().contains("longer than 1 MiB"));
+}
+
+#[test]
+fn a_password_that_is_not_utf_8_is_told_of() {
+    let home = Home::new("latin-passfile");
+    let content = b"h:*:*:alice:gar\xe7on\nh:*:*:bob:hush".as_slice();
+    fs::write(home.write(".pgpass", ""), content).unwrap();
+    for (user, password) in [("alice", None), ("bob", Some("hush"))] {
+        let text = format!("host=h user={user}");
+        assert_eq!(passwords(&home, &text), [password.map(ToOwned::to_owned)]);
+        let problem = home.resolve(&text).unwrap().passfile_problem.unwrap();
+        assert!(problem.contains("is not in UTF-8"), "{problem}");
+        let warnings = parse(&text).warnings_with(&|name| home.var(name));
+        assert_eq!(warnings, [problem]);
+    }
 }
 
 const SERVICES: &str = "
