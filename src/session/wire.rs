@@ -81,6 +81,10 @@ pub(super) struct Peer {
     pub(super) is_channel_bound: bool,
 }
 
+/// How long a thread waits for an answer at a time while a `CancelRequest` is open, whose end may come in several
+/// pieces.
+const TURN: Duration = Duration::from_millis(10);
+
 impl Wire {
     /// Under a lease, with the clocks as they stood before the server was told of it.
     pub(super) fn new(
@@ -187,7 +191,7 @@ impl Wire {
                 }
                 rounds += 1;
                 let heard = wait::no_longer_than(until, || {
-                    Ok(self.poll_cancel(cx) || self.poll_receive(cx)?)
+                    Ok(self.poll_cancel(cx) || self.poll_receive_in_turn(cx)?)
                 })?;
                 // The runtime rings late if a task that keeps waking itself is all that it looks at.
                 let is_time = |until| until <= now() || self.alarm.poll(until, cx);
@@ -362,6 +366,14 @@ impl Wire {
             Poll::Pending if self.send_error.is_none() || self.is_about_to_hear() => Ok(false),
             Poll::Pending => Err(self.ended(None)),
         }
+    }
+
+    /// Whether bytes have come. A thread waits for an open `CancelRequest` by turns.
+    fn poll_receive_in_turn(&mut self, cx: &mut Context<'_>) -> Result<bool> {
+        if self.cancel.is_none() {
+            return self.poll_receive(cx);
+        }
+        wait::no_longer_than(after(TURN), || self.poll_receive(cx))
     }
 
     /// Whether something has come that the runtime has not told of, and wakes the task for.

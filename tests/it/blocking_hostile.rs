@@ -14,8 +14,8 @@ use pglock_test_cluster::{Cluster, role, wait_until};
 use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
-    authentication_ok, authentication_sasl, backend_key_data, boolean, error, fatal, notice,
-    parameter_status, ready_for_query, returned, set, void,
+    authentication_ok, authentication_sasl, backend_key_data, boolean, error, fatal, message,
+    notice, parameter_status, ready_for_query, returned, set, void,
 };
 use crate::scripted::scram::sasl_continue;
 use crate::scripted::{KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, timely};
@@ -121,6 +121,34 @@ fn a_server_that_floods_a_cancel_is_given_up_in_time() {
     });
     assert!(error.is_lost(), "{error}");
     assert!(error.to_string().contains("could not be withdrawn within 10 s"), "{error}");
+}
+
+#[test]
+fn a_cancel_that_ends_piece_by_piece_is_not_kept_waiting_for_another_answer() {
+    let (sender, receiver) = channel();
+    let config = on_request(move |listener, mut stream| {
+        let (mut cancel, _) = listener.accept().unwrap();
+        read_packet(&mut cancel, 0).unwrap();
+        stream.write_all(&[error("57014", "canceled"), ready_for_query()].concat()).unwrap();
+        // At the first the answer is heard, and at the second that it is all.
+        for _ in 0..3 {
+            thread::sleep(SHORT);
+            cancel.write_all(b".").unwrap();
+        }
+        thread::sleep(SHORT);
+        drop(cancel);
+        let ended = Instant::now();
+        read_packet(&mut stream, 1).unwrap();
+        sender.send(ended.elapsed()).unwrap();
+        let warning = message(b'N', b"SWARNING\0C01000\0Mnot owned\0\0");
+        stream.write_all(&[warning, boolean(false), ready_for_query()].concat()).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    });
+    let mut lock = Lock::connect(&config, KEY).unwrap();
+    assert!(!within(PATIENCE, move || lock.lock_timeout(SHORT).unwrap()));
+    // A thread waits for a second at a time.
+    let took = receiver.recv().unwrap();
+    assert!(took < Duration::from_millis(800), "{took:?}");
 }
 
 #[tokio::test]
