@@ -23,8 +23,14 @@ use zeroize::{Zeroize, Zeroizing};
 
 /// The password, each letter 13 places from its own.
 const EXCHANGED: &[u8] = b"xrrcguvfbhgbsnyyzrzbel";
-/// Longer than the block of a hash, which such a password is hashed into first.
-const LONG: usize = 4;
+/// How often it stands in each password.
+const LENGTHS: [(&str, usize); 3] = [
+    ("short", 1),
+    // Longer than the block of a hash, which such a password is hashed into first.
+    ("long", 4),
+    // As the tokens are that clouds give out for passwords.
+    ("token", 40),
+];
 
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
 const EXCHANGED_LETTERS: &str = "nopqrstuvwxyzabcdefghijklm";
@@ -49,12 +55,11 @@ async fn a_password_is_wiped_from_memory() {
     assert_eq!(copies(), 1, "the search does not find what is there");
     drop(held);
     for method in ["scram-sha-256", "md5", "password"] {
-        cluster.set_access_rules(&[
-            format!("local all short_{} {method}", encryption(method)),
-            format!("local all long_{} {method}", encryption(method)),
-            String::from("local all all trust"),
-        ]);
-        for (length, times) in [("short", 1), ("long", LONG)] {
+        let of_length = |(length, _)| format!("local all {length}_{} {method}", encryption(method));
+        let mut rules: Vec<_> = LENGTHS.into_iter().map(of_length).collect();
+        rules.push(String::from("local all all trust"));
+        cluster.set_access_rules(&rules);
+        for (length, times) in LENGTHS {
             let user = format!("{length}_{}", encryption(method));
             for (given, give) in WAYS {
                 let config = give(&cluster, &user, times, directory);
@@ -73,7 +78,7 @@ fn encryption(method: &str) -> &str {
 fn create_roles(cluster: &Cluster) {
     let exchanged = std::str::from_utf8(EXCHANGED).unwrap();
     for (encryption, setting) in [("scram", "scram-sha-256"), ("md5", "md5")] {
-        for (length, times) in [("short", 1), ("long", LONG)] {
+        for (length, times) in LENGTHS {
             cluster.raw().rows(&format!(
                 "DO $$ BEGIN SET password_encryption = '{setting}'; EXECUTE format(
                      'CREATE ROLE {length}_{encryption} LOGIN PASSWORD %L',

@@ -125,6 +125,8 @@ fn length_prefixed_field(field: &[u8], out: &mut Vec<u8>) {
 
 fn put_text(text: &str, out: &mut Vec<u8>) {
     let text = text.split('\0').next().unwrap_or_default();
+    // Room for all of it: it may be a password, and what moved to make room for its end would leave a copy behind.
+    out.reserve(text.len() + 1);
     out.put_slice(text.as_bytes());
     out.put_u8(0);
 }
