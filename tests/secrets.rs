@@ -14,8 +14,12 @@
 )]
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::thread;
 
 use pglock::{Config, Lock};
 use pglock_test_cluster::{Cluster, Settings};
@@ -69,6 +73,30 @@ async fn a_password_is_wiped_from_memory() {
             }
         }
     }
+    ask_and_take_no_answer(directory).await;
+    assert_eq!(copies(), 0, "left after an answer that nobody took");
+}
+
+/// A server that asks for the password in clear text, and has stopped listening by then.
+async fn ask_and_take_no_answer(directory: &Path) {
+    let socket = directory.join(".s.PGSQL.5432");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut length = [0; 4];
+        client.read_exact(&mut length).unwrap();
+        let rest = usize::try_from(u32::from_be_bytes(length)).unwrap() - length.len();
+        client.read_exact(&mut vec![0; rest]).unwrap();
+        client.shutdown(Shutdown::Read).unwrap();
+        client.write_all(b"R\0\0\0\x08\0\0\0\x03").unwrap();
+    });
+    let mut config = Config::new();
+    config.host(directory.to_str().unwrap()).user("it").password(&with_password("", 4, ""));
+    let error = Lock::connect(&config, "secrets").await.unwrap_err();
+    assert!(error.to_string().contains("the connection broke"), "{error}");
+    server.join().unwrap();
+    fs::remove_file(&socket).unwrap();
 }
 
 fn encryption(method: &str) -> &str {

@@ -53,6 +53,13 @@ impl Outgoing {
     }
 }
 
+/// What was never sent may be the password.
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
 enum Phase {
     Login(Box<Login>),
     Idle,
