@@ -144,12 +144,14 @@ type Misfit = (&'static str, Problem);
 /// `oauth_client_id`, `oauth_client_secret`, `oauth_scope`, and what is not known.
 ///
 /// More differs from libpq on purpose. Connecting is limited to 30 seconds by default, because nothing
-/// here may hang. A file that `sslrootcert` names has to exist if `sslmode` demands TLS, rather than
-/// to be passed over. A URL with a bare `@` after its host began is refused, because that is a
-/// password that was not encoded, and it would show in every error; so are line breaks and tabs in a
-/// URL, which come from a file or a terminal, and what is not UTF-8. Home directories are found by
-/// `HOME` alone (`APPDATA` on Windows), and libpq's variables for settings of queries (`PGDATESTYLE`,
-/// `PGTZ`, `PGGEQO`) are ignored.
+/// here may hang. A file that `sslrootcert` names has to exist if `sslmode` demands TLS, rather than to
+/// be passed over. `prefer` and `allow` try the other kind of connection where TLS fails, or the server
+/// has no entry for a connection of this kind (SQLSTATE 28000), and not after a wrong password: what is
+/// refused over TLS is not said again in clear. Certificates and keys are read as PEM only. A URL with
+/// a bare `@` after its host began is refused, because that is a password that was not encoded, and it
+/// would show in every error; so are line breaks and tabs in a URL, which come from a file or a
+/// terminal, and what is not UTF-8. Home directories are found by `HOME` alone (`APPDATA` on Windows),
+/// and libpq's variables for settings of queries (`PGDATESTYLE`, `PGTZ`, `PGGEQO`) are ignored.
 ///
 /// # Examples
 ///

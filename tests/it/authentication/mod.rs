@@ -59,6 +59,18 @@ async fn a_wrong_password_is_refused() {
     }
 }
 
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_password_that_is_refused_over_tls_is_not_said_again_in_clear() {
+    let cluster = Settings::new().start();
+    for sslmode in [SslMode::Prefer, SslMode::Allow] {
+        let mut config: Config = cluster.url_for(&role::SCRAM).parse().unwrap();
+        config.sslmode(sslmode).password("not the password");
+        connect(&config).await.unwrap_err();
+    }
+    assert_eq!(cluster.log().matches("password authentication failed").count(), 2);
+}
+
 #[tokio::test]
 async fn a_missing_password_is_told() {
     for mut role in [role::CLEARTEXT, role::MD5, role::SCRAM] {
