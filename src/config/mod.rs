@@ -128,7 +128,8 @@ type Misfit = (&'static str, Problem);
 /// **A service** is a group of lines `name=value` after a line `[service]`. It is read when the string
 /// is parsed or the environment read, and it gives what the string does not, before the environment.
 ///
-/// **`options`** are applied after the login, because poolers refuse them before. What a lock needs
+/// **`options`** are applied after the login, because poolers refuse them before; the server refuses those that
+/// can only be set while a connection starts, such as `log_connections`. What a lock needs
 /// (no statement timeout, for instance) is set after them. Words without a hyphen, such as Neon's
 /// `endpoint=...`, are sent with the login: it is a proxy that reads them, to find the server.
 ///
