@@ -393,6 +393,7 @@ impl<R> Core<R> {
         self.fill(session, now);
         // Those who need another one need not pause any more: the server can be reached.
         self.serve(now);
+        self.turn_away();
     }
 
     /// A session has done what it was ordered to.
@@ -475,6 +476,7 @@ impl<R> Core<R> {
         // Room for another one.
         self.serve(now);
         self.give_places(now);
+        self.turn_away();
     }
 
     /// Time has passed.
@@ -564,7 +566,10 @@ impl<R> Core<R> {
     /// to do, or is waited for by nobody, or by somebody who would not wait.
     pub(super) fn overlooked(&self) -> Option<Key> {
         let could_go_on = |key: &Key, Entry { state, queue }: &Entry<R>| match state {
-            State::Unasked => self.could_serve() && !self.is_deferred(*key),
+            State::Unasked => {
+                let could_be_told = queue.has_impatient() && self.hindrance().is_some();
+                (self.could_serve() || could_be_told) && !self.is_deferred(*key)
+            }
             State::Pausing => {
                 queue.has_impatient() || self.next_place().is_some_and(|(_, next)| next == *key)
             }
@@ -580,7 +585,7 @@ impl<R> Core<R> {
     /// Whether something else could have a session that has nothing to do.
     pub(super) fn overlooks_others(&self) -> bool {
         let others = self.queued_attempts() + self.inspections.sessions_needed();
-        others > 0 && self.could_serve()
+        others > 0 && (self.could_serve() || self.hindrance().is_some())
     }
 
     /// Whether there is a session for who needs one, or could be.
@@ -599,6 +604,7 @@ pub(super) fn closed() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Choice;
 
     fn core(sessions: usize) -> Core<u32> {
         let limits = Limits {
@@ -660,6 +666,25 @@ mod tests {
         assert!(!core.commands().iter().any(is_reply));
         core.ended(1, None, now);
         assert!(core.commands().iter().any(|command| matches!(command, Command::Open(2))));
+    }
+
+    #[test]
+    fn who_does_not_wait_is_turned_away_when_the_session_to_come_is_for_somebody_else() {
+        let now = Instant::now();
+        let mut core = core(1);
+        core.request(lock(1), Patience::Waits, 0, now);
+        core.request(lock(2), Patience::None, 1, now);
+        core.request_any(Choice { class: 7, objects: vec![1], unless_taken: None }, 2, now);
+        core.opened(1, true, now);
+        let turned_away: Vec<_> = core
+            .commands()
+            .into_iter()
+            .filter_map(|command| match command {
+                Command::Reply(caller, Reply::Failed(error)) => Some((caller, error.kind())),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(turned_away, [(1, ErrorKind::Timeout), (2, ErrorKind::Timeout)]);
     }
 
     #[test]

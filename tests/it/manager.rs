@@ -788,6 +788,20 @@ async fn a_pooler_lends_a_server_connection_for_each_key() {
     soon(alice.close()).await.unwrap();
 }
 
+/// Nobody knows yet that there is a pooler when they are asked for, and all wait for the first session.
+#[tokio::test]
+async fn who_does_not_wait_is_turned_away_where_a_pooler_leaves_too_few_sessions() {
+    let mut stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 5);
+    let config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
+    let alice = LockManager::builder(config).max_sessions(2).build();
+    let keys = (0..3).map(|object| (7_014, object));
+    let error = soon(alice.try_lock_all(keys)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    stage.until(&[]).await;
+    soon(alice.close()).await.unwrap();
+}
+
 /// It sleeps for no more than the test's own time.
 #[tokio::test]
 async fn work_under_a_guard_returns_what_it_comes_to() {

@@ -187,15 +187,36 @@ impl<R> Core<R> {
             return;
         }
         self.fail_inspections(&error);
+        self.fail_those_without_session(&error);
+        if self.unasked.is_empty() {
+            // Nobody waits for it, so whoever comes next may try at once.
+            self.open_again.due = None;
+        }
+        self.unreachable = Some(error);
+    }
+
+    /// Whoever does not wait for a lock does not wait for a session either that will not come: the last one
+    /// that was to come may have gone to somebody else.
+    pub(super) fn turn_away(&mut self) {
+        if self.unasked.is_empty() && self.next_attempt().is_none() {
+            return;
+        }
+        if let Some(why) = self.hindrance() {
+            self.fail_those_without_session(&why);
+        }
+    }
+
+    /// No session can be had at the moment.
+    fn fail_those_without_session(&mut self, error: &Error) {
         for key in self.unasked.drain() {
             let Some(entry) = self.keys.get_mut(&key) else { continue };
             if !matches!(entry.state, State::Unasked) {
                 continue;
             }
             if error.may_pass() {
-                entry.fail_the_impatient(&error, &mut self.commands);
+                entry.fail_the_impatient(error, &mut self.commands);
             } else {
-                entry.fail(&error, &mut self.commands);
+                entry.fail(error, &mut self.commands);
             }
             if entry.queue.is_empty() {
                 self.forget(key);
@@ -203,12 +224,7 @@ impl<R> Core<R> {
                 self.unasked.push_back(key);
             }
         }
-        self.fail_queued_attempts(&error);
-        if self.unasked.is_empty() {
-            // Nobody waits for it, so whoever comes next may try at once.
-            self.open_again.due = None;
-        }
-        self.unreachable = Some(error);
+        self.fail_queued_attempts(error);
     }
 
     /// A session is over, and with it all that it held.
