@@ -435,8 +435,12 @@ impl<R> Core<R> {
                 }
                 self.give_places(now);
             }
-            (State::Trying(..), Answer::NotAcquired) => {
-                entry.refuse_the_impatient(&mut self.commands);
+            (State::Trying(_, mode), Answer::NotAcquired) => {
+                if entry.refuse_in(mode, &mut self.commands) {
+                    self.vacate(session, now);
+                    self.advance(key, now);
+                    return self.fill(session, now);
+                }
                 self.wait(session, key, now);
             }
             (State::Releasing(_, caller), _) => {
@@ -604,6 +608,7 @@ pub(super) fn closed() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Mode;
     use crate::session::Choice;
 
     fn core(sessions: usize) -> Core<u32> {
@@ -617,7 +622,7 @@ mod tests {
     }
 
     fn lock(number: i64) -> LockId {
-        LockId { key: Key::bigint(number), mode: crate::key::Mode::Exclusive }
+        LockId { key: Key::bigint(number), mode: Mode::Exclusive }
     }
 
     #[test]
@@ -685,6 +690,41 @@ mod tests {
             })
             .collect();
         assert_eq!(turned_away, [(1, ErrorKind::Timeout), (2, ErrorKind::Timeout)]);
+    }
+
+    /// Requests for a key by those who do not wait, each for himself alone or not, while it is being tried.
+    fn core_with_impatient(modes: [Mode; 3]) -> Core<u32> {
+        let mut core = core(1);
+        let key = lock(1).key;
+        for (caller, mode) in (0..).zip(modes) {
+            core.request(LockId { key, mode }, Patience::None, caller, Instant::now());
+        }
+        core.opened(1, false, Instant::now());
+        core.commands();
+        core
+    }
+
+    /// What the callers were told.
+    fn told(core: &mut Core<u32>) -> Vec<(u32, bool)> {
+        let told = core.commands().into_iter().filter_map(|command| match command {
+            Command::Reply(caller, Reply::Granted(_)) => Some((caller, true)),
+            Command::Reply(caller, Reply::Busy) => Some((caller, false)),
+            _ => None,
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn who_would_share_is_not_refused_for_somebody_who_would_not() {
+        let mut core = core_with_impatient([Mode::Exclusive, Mode::Shared, Mode::Exclusive]);
+        core.answered(1, lock(1).key, Answer::NotAcquired, Instant::now());
+        assert_eq!(told(&mut core), [(2, false), (0, false)]);
+        core.answered(1, lock(1).key, Answer::Acquired, Instant::now());
+        assert_eq!(told(&mut core), [(1, true)]);
+
+        let mut core = core_with_impatient([Mode::Shared, Mode::Exclusive, Mode::Shared]);
+        core.answered(1, lock(1).key, Answer::Acquired, Instant::now());
+        assert_eq!(told(&mut core), [(0, true), (1, false), (2, true)]);
     }
 
     #[test]

@@ -61,6 +61,19 @@ async fn readers_share_and_exclude_writers() {
     assert!(soon(alice.try_lock(stage.key())).await.unwrap().is_some());
 }
 
+/// The two are asked for together, and the one that cannot be had comes first.
+#[tokio::test]
+async fn who_tries_to_share_gets_that_whoever_else_tries() {
+    let stage = Stage::new();
+    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let _reader = soon(bob.lock_shared(stage.key())).await.unwrap();
+    let tried =
+        async { tokio::join!(alice.try_lock(stage.key()), alice.try_lock_shared(stage.key())) };
+    let (alone, shared) = soon(tried).await;
+    assert!(alone.unwrap().is_none());
+    assert!(shared.unwrap().is_some_and(|guard| guard.is_held()));
+}
+
 #[tokio::test]
 async fn any_number_of_keys_are_held_on_one_session() {
     let mut stage = Stage::new();

@@ -67,8 +67,16 @@ impl<R> Entry<R> {
         commands: &mut Vec<Command<R>>,
     ) {
         let State::Held(held) = &mut self.state else { return };
-        while self.queue.head().is_some_and(|next| held.takes(next.mode, limits, now)) {
+        while let Some(next) = self.queue.head() {
+            let is_in_the_way = held.guards > 0 && next.is_impatient() && !held.goes_to(next.mode);
+            if !is_in_the_way && !held.takes(next.mode, limits, now) {
+                break;
+            }
             let Some(next) = self.queue.pop() else { return };
+            if is_in_the_way {
+                commands.push(Command::Reply(next.caller, Reply::Busy));
+                continue;
+            }
             let handed_over = held.guards == 0 && !held.fresh;
             held.hand_overs += u32::from(handed_over);
             held.guards += 1;
@@ -93,6 +101,17 @@ impl<R> Entry<R> {
             commands.push(Command::Order(held.session, Order::Probe(lock)));
         }
         self.refuse_where(|request| request.mode == Mode::Exclusive, || Reply::Busy, commands);
+    }
+
+    /// The lock is not free in this mode. Says whether it may be for the next one in the queue.
+    pub(super) fn refuse_in(&mut self, mode: Mode, commands: &mut Vec<Command<R>>) -> bool {
+        self.refuse_where(|request| request.mode == mode, || Reply::Busy, commands);
+        let may_be_shared = mode == Mode::Exclusive
+            && self.queue.head().is_some_and(|next| next.mode == Mode::Shared);
+        if !may_be_shared {
+            self.refuse_the_impatient(commands);
+        }
+        may_be_shared
     }
 
     /// The lock is not free.

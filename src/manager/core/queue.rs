@@ -139,7 +139,7 @@ impl<R> Default for Requests<R> {
 }
 
 impl<R> Request<R> {
-    fn is_impatient(&self) -> bool {
+    pub(super) fn is_impatient(&self) -> bool {
         self.patience == Patience::None
     }
 }
