@@ -336,9 +336,11 @@ fn introduction(config: &Resolved, settings: &[Setting], comment: &str, process_
 }
 
 /// What opens a transaction that can hold a lock. Its settings end with it; those of the socket are left
-/// out, which is the pooler's.
+/// out, which is the pooler's. Stricter isolation, which a role or a database may have as its default, would
+/// keep a snapshot for as long as the lock is held.
 fn begin(config: &Resolved, settings: &[Setting]) -> String {
-    let mut sql = String::from("BEGIN; SELECT pg_catalog.pg_backend_pid()");
+    let mut sql =
+        String::from("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_catalog.pg_backend_pid()");
     let settings: Vec<_> =
         settings.iter().filter(|(name, _)| !name.starts_with("tcp_")).cloned().collect();
     for (name, value) in all_settings(config, &settings) {

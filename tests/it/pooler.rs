@@ -647,6 +647,30 @@ fn create_database_with_timeouts(database: &str, major_version: u32) {
     }
 }
 
+/// It would keep vacuum back, and an index that is created concurrently would wait for it: for ever, if the
+/// holder of the lock creates it.
+#[tokio::test]
+async fn a_lock_in_a_transaction_keeps_no_snapshot() {
+    let mut pool = Pool::new(1);
+    let database = format!("snapshots_{}", pool.stage.key());
+    let mut look = Cluster::default_cluster().raw();
+    look.rows(&format!("CREATE DATABASE {database}"));
+    look.rows(&format!(
+        "ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'"
+    ));
+    let mut config = pool.config(&role::TRUST, "alice");
+    config.dbname(&database);
+    let mut alice = Lock::connect(&config, pool.stage.key()).await.unwrap();
+    assert!(alice.try_lock().await.unwrap());
+    assert_eq!(pool.stage.locks(), ["alice holds exclusive"]);
+    let name = pool.stage.application_name("alice");
+    let has_snapshot = look.value(&format!(
+        "SELECT backend_xmin IS NOT NULL FROM pg_stat_activity WHERE application_name = '{name}'"
+    ));
+    assert_eq!(has_snapshot, "f");
+    alice.unlock().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_holder_behind_a_pooler_whose_server_process_ended_is_told() {
     for (mode, pooler) in WAYS {
