@@ -202,8 +202,10 @@ pub(super) struct Core<R> {
     inspections: Inspections<R>,
     try_again: Backoff,
     open_again: Backoff,
-    /// Why the last session that was to be opened was not.
+    /// Why the last session that was to be opened was not, or did not last.
     unreachable: Option<Error>,
+    /// Whether the last session that was lost had just been opened, and nothing was answered since.
+    is_doubtful: bool,
     last_session: SessionId,
     last_request: RequestId,
     commands: Vec<Command<R>>,
@@ -249,6 +251,7 @@ impl<R> Core<R> {
                 !seed,
             ),
             unreachable: None,
+            is_doubtful: false,
             last_session: 0,
             last_request: 0,
             commands: Vec::new(),
@@ -379,8 +382,13 @@ impl<R> Core<R> {
         let Some(seat) = self.sessions.get_mut(&session) else { return };
         let Stage::Opening(purpose) = seat.stage else { return };
         seat.stage = Stage::Open;
-        seat.idle_since = now;
-        self.open_again.reset();
+        (seat.opened, seat.idle_since) = (now, now);
+        if self.is_doubtful {
+            // It has yet to last: the next pause is longer than the one before.
+            self.open_again.due = None;
+        } else {
+            self.open_again.reset();
+        }
         self.unreachable = None;
         self.stats.connects += 1;
         if one_key_each {
@@ -398,6 +406,7 @@ impl<R> Core<R> {
 
     /// A session has done what it was ordered to.
     pub(super) fn answered(&mut self, session: SessionId, key: Key, answer: Answer, now: Instant) {
+        self.is_doubtful = false;
         let seat = self.sessions.get_mut(&session);
         if seat.is_some_and(|seat| seat.superseded.take_if(|other| *other == key).is_some()) {
             self.vacate(session, now);
@@ -462,7 +471,10 @@ impl<R> Core<R> {
         let Some(seat) = self.sessions.remove(&session) else { return };
         match (seat.stage, &why) {
             (Stage::Opening(_), Some(_)) => self.stats.connect_failures += 1,
-            (Stage::Open, Some(_)) => self.stats.lost_sessions += 1,
+            (Stage::Open, Some(error)) => {
+                self.stats.lost_sessions += 1;
+                self.doubt(seat.opened, error, now);
+            }
             _ => {}
         }
         if self.shared == Some(session) {
@@ -725,6 +737,35 @@ mod tests {
         let mut core = core_with_impatient([Mode::Shared, Mode::Exclusive, Mode::Shared]);
         core.answered(1, lock(1).key, Answer::Acquired, Instant::now());
         assert_eq!(told(&mut core), [(0, true), (1, false), (2, true)]);
+    }
+
+    #[test]
+    fn where_sessions_do_not_last_they_are_opened_at_intervals() {
+        let begun = Instant::now();
+        let (mut core, mut now) = (core(8), begun);
+        core.request(lock(1), Patience::Waits, 0, now);
+        let mut opened = 0;
+        while now < begun + Duration::from_secs(10) {
+            let commands = core.commands();
+            let open = commands.iter().find_map(|command| match command {
+                Command::Open(session) => Some(*session),
+                _ => None,
+            });
+            if let Some(session) = open {
+                opened += 1;
+                now += Duration::from_millis(1);
+                core.opened(session, true, now);
+                core.ended(session, Some(Error::new(ErrorKind::Lost, "not here").lost()), now);
+            } else {
+                now = core.next_tick().unwrap();
+                core.tick(now);
+            }
+        }
+        assert!((10..=30).contains(&opened), "{opened}");
+        // Who would not wait is told why.
+        core.request(lock(1), Patience::None, 1, now);
+        let is_told = |command: &Command<_>| matches!(command, Command::Reply(1, Reply::Failed(error)) if error.is_lost());
+        assert!(core.commands().iter().any(is_told));
     }
 
     #[test]

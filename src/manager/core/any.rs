@@ -138,6 +138,7 @@ impl<R> Core<R> {
             return;
         }
         let Some(attempt) = self.attempts.remove(&id) else { return };
+        self.is_doubtful = false;
         if let Ok(Some(lock)) = answer {
             let waited = now.saturating_duration_since(attempt.since);
             let grant = Grant { session, lock, waited, handed_over: false, fresh: true };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::entry::{Entry, State};
 use super::places::Place;
-use super::{Command, Core, Order, Reply, SessionId};
+use super::{Command, Core, OPEN_AGAIN_AFTER_MAX, Order, Reply, SessionId};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -15,6 +15,8 @@ pub(super) struct Seat {
     pub(super) stage: Stage,
     /// How many keys are tried, waited for, held or released on it.
     pub(super) keys: usize,
+    /// Since when it stands, if it does.
+    pub(super) opened: Instant,
     pub(super) idle_since: Instant,
     /// While it waits.
     pub(super) place: Option<Place>,
@@ -119,6 +121,7 @@ impl<R> Core<R> {
         let seat = Seat {
             stage: Stage::Opening(purpose),
             keys: 0,
+            opened: now,
             idle_since: now,
             place: None,
             superseded: None,
@@ -225,6 +228,16 @@ impl<R> Core<R> {
             }
         }
         self.fail_queued_attempts(error);
+    }
+
+    /// A session is lost. If that was soon, and so with the one before, which did nothing either, the next one
+    /// is not opened at once: whatever ends them may end it as well.
+    pub(super) fn doubt(&mut self, opened: Instant, error: &Error, now: Instant) {
+        let was_soon = now < opened + OPEN_AGAIN_AFTER_MAX;
+        if mem::replace(&mut self.is_doubtful, was_soon) && was_soon {
+            self.open_again.put_off(now);
+            self.unreachable = Some(error.clone());
+        }
     }
 
     /// A session is over, and with it all that it held.
