@@ -45,6 +45,8 @@ pub(super) enum Message {
 enum End {
     /// It was told to close, or nobody is left to tell it anything.
     Ordered,
+    /// The same, while it waited in the queue of a pooler: the server has nothing of it that could end.
+    Unserved,
     Lost(Error),
 }
 
@@ -72,7 +74,7 @@ impl Driver {
         let why = match opened {
             Ok(session) => self.work(session).await,
             Err(End::Lost(error)) => Some(error),
-            Err(End::Ordered) => None,
+            Err(End::Ordered | End::Unserved) => None,
         };
         if let Some(error) = &why {
             self.fate.end(error.clone());
@@ -113,6 +115,7 @@ impl Driver {
                     }
                 }
                 Err(End::Ordered) => return session.close().await.err(),
+                Err(End::Unserved) => return None,
                 Err(End::Lost(error)) => return Some(error),
             }
         }
@@ -140,6 +143,12 @@ impl Driver {
                 }
             }
             Some(Message::Order(Order::TryAny(attempt))) => self.try_any(attempt, session).await?,
+            Some(Message::Order(Order::Try(lock))) if session.holds_one_lock() => {
+                let tried = self.unless_closed(pin!(session.try_lock(lock.key, lock.mode))).await;
+                let Some(tried) = tried else { return Err(given_up(session).await) };
+                let answer = still_there(tried)?.map_or_else(Answer::Failed, Answer::of);
+                self.answer([(lock, answer)], session);
+            }
             Some(Message::Order(Order::Try(lock))) => {
                 self.make(Call::TryLock(lock), session).await?;
             }
@@ -215,12 +224,18 @@ impl Driver {
         Ok(())
     }
 
-    async fn try_any(&self, attempt: RequestId, session: &mut Session) -> Result<(), End> {
+    async fn try_any(&mut self, attempt: RequestId, session: &mut Session) -> Result<(), End> {
         let Some(shared) = self.shared.upgrade() else { return Ok(()) };
         let choice = shared.with(|core, now| core.choose(self.id, attempt, now));
         drop(shared);
         let Some(choice) = choice else { return Ok(()) };
-        let acquired = still_there(session.try_any(&choice).await)?;
+        let tried = if session.holds_one_lock() {
+            self.unless_closed(pin!(session.try_any(&choice))).await
+        } else {
+            Some(session.try_any(&choice).await)
+        };
+        let Some(tried) = tried else { return Err(given_up(session).await) };
+        let acquired = still_there(tried)?;
         self.tell(session, |core, now| core.answered_any(self.id, attempt, acquired, now));
         Ok(())
     }
@@ -254,11 +269,11 @@ impl Driver {
         let answer = if let Some(waited) = waited.map(still_there).transpose()? {
             waited.map_or_else(Answer::Failed, |()| Answer::Acquired)
         } else {
+            if !withdrawn {
+                return Err(given_up(session).await);
+            }
             // The wait that was dropped is over by then.
             session.settled().await?;
-            if !withdrawn {
-                return Err(End::Ordered);
-            }
             Answer::NotAcquired
         };
         self.answer([(lock, answer)], session);
@@ -382,6 +397,16 @@ async fn unless_over(fate: &Fate, step: impl Future<Output = Result<(), End>>) -
         Poll::Pending => over.as_mut().poll(cx).map(|error| Err(End::Lost(error))),
     })
     .await
+}
+
+/// The end of a session that was told to close while it asked for a lock, once that is settled.
+async fn given_up(session: &mut Session) -> End {
+    match session.settled().await {
+        Ok(()) => End::Ordered,
+        // No other settling ends so.
+        Err(error) if error.kind() == ErrorKind::Timeout => End::Unserved,
+        Err(error) => End::Lost(error),
+    }
 }
 
 fn not_closed() -> Error {

@@ -25,6 +25,9 @@ use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, soon};
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// How long the end of a session may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
 #[tokio::test]
 async fn a_guard_excludes_others_until_it_is_gone() {
     let mut stage = Stage::new();
@@ -813,6 +816,26 @@ async fn who_does_not_wait_is_turned_away_where_a_pooler_leaves_too_few_sessions
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     stage.until(&[]).await;
     soon(alice.close()).await.unwrap();
+}
+
+/// Bob has the only server connection of the pool, and Alice's sessions ask for one.
+#[tokio::test]
+async fn closing_does_not_wait_for_a_pooler_that_has_no_server_connection() {
+    let stage = Stage::new();
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, 1);
+    let pooled = |actor| LockManager::new(stage.config_by(&bouncer.url_for(&role::TRUST), actor));
+    let (alice, bob) = (pooled("alice"), pooled("bob"));
+    soon(soon(alice.lock((7_015, 1))).await.unwrap().unlock()).await.unwrap();
+    let guard = soon(bob.lock((7_015, 2))).await.unwrap();
+    let waiting = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.lock((7_015, 1)).await }
+    });
+    eventually("Alice asks for the key", PATIENCE, || alice.stats().waiting > 0).await;
+    let closed = timeout(CLOSE_WITHIN / 2, alice.close()).await;
+    closed.expect("it does not wait").unwrap();
+    assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    soon(guard.unlock()).await.unwrap();
 }
 
 /// It sleeps for no more than the test's own time.
