@@ -175,6 +175,8 @@ impl LockManager {
     ///
     /// - Those of [`Session::connect`](crate::Session::connect), if there is no session and none can be
     ///   had.
+    /// - [`ErrorKind::Timeout`] through a transaction pooler, if all sessions that the manager may have hold
+    ///   or wait for a key.
     /// - [`ErrorKind::OutOfLockMemory`] or another error of the server.
     /// - [`ErrorKind::Closed`] after [`close`](LockManager::close).
     ///
