@@ -18,7 +18,8 @@
 #[non_exhaustive]
 pub enum Pooler {
     /// Without a pooler, the session holds the locks. Behind one, each is held in a transaction that is
-    /// kept open around it, which excludes others whatever the pooler's mode. The default.
+    /// kept open around it, which excludes others whether the pooler's mode is session or transaction. In
+    /// statement mode, the pooler ends the session when it asks for a lock. The default.
     #[default]
     Auto,
     /// The session holds the locks also behind a pooler, which has to be in session mode. Each answer
