@@ -827,7 +827,9 @@ impl World {
         let failed = of_key.filter(|_| outcome == Outcome::Failed).map(|(request, _)| request);
         let failed = failed.collect();
         // Who has given up a place is in line once it has been tried again.
-        if self.one_key_each || matches!(order, Some(Order::Try(_))) {
+        let was_tried = self.one_key_each || matches!(order, Some(Order::Try(_)));
+        // Who would share the key is heard before it counts as busy.
+        if was_tried && !(outcome == Outcome::NotAcquired && self.may_be_shared(lock)) {
             self.note_crowded_out(lock.key, outcome);
         }
         self.core.answered(id, lock.key, answer, self.now);
@@ -865,6 +867,18 @@ impl World {
         let waiting = self.tasks.iter().filter(|task| task.waits);
         let mut wanted = waiting.filter_map(|task| task.wants?.1);
         wanted.any(|wanted| wanted.key == key)
+    }
+
+    /// Whether the next one in the queue could have what nobody could have alone.
+    fn may_be_shared(&self, lock: LockId) -> bool {
+        let wants = |task: &Task| {
+            let (request, wanted) = task.wants?;
+            let wanted = wanted.filter(|wanted| wanted.key == lock.key)?;
+            let is_refused = !task.waits && wanted.mode == lock.mode;
+            (!is_refused).then_some((request, wanted.mode))
+        };
+        let next = self.tasks.iter().filter_map(wants).min_by_key(|(request, _)| *request);
+        lock.mode == Mode::Exclusive && next.is_some_and(|(_, mode)| mode == Mode::Shared)
     }
 
     /// Whether a session has anything to do with a key.
