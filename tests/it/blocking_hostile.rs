@@ -125,6 +125,12 @@ fn a_server_that_floods_a_cancel_is_given_up_in_time() {
 
 #[test]
 fn a_cancel_that_ends_piece_by_piece_is_not_kept_waiting_for_another_answer() {
+    // A thread waits for a second at a time. So may a busy machine have it wait, but not each time.
+    assert!((0..5).any(|_| noticed_after_pieces() < Duration::from_millis(500)));
+}
+
+/// How long after the last piece of a cancel the thread asks for something else.
+fn noticed_after_pieces() -> Duration {
     let (sender, receiver) = channel();
     let config = on_request(move |listener, mut stream| {
         let (mut cancel, _) = listener.accept().unwrap();
@@ -146,9 +152,7 @@ fn a_cancel_that_ends_piece_by_piece_is_not_kept_waiting_for_another_answer() {
     });
     let mut lock = Lock::connect(&config, KEY).unwrap();
     assert!(!within(PATIENCE, move || lock.lock_timeout(SHORT).unwrap()));
-    // A thread waits for a second at a time.
-    let took = receiver.recv().unwrap();
-    assert!(took < Duration::from_millis(800), "{took:?}");
+    receiver.recv().unwrap()
 }
 
 #[tokio::test]
