@@ -10,7 +10,7 @@ use crate::fence::Fence;
 use crate::holders::Holder;
 use crate::key::{Key, Mode};
 use crate::manager::{Guard, LockManager};
-use crate::wait::now;
+use crate::wait::{after, now};
 
 /// For how long a candidate waits for tokens while it loses one session after the other.
 const TOKEN_WITHIN: Duration = Duration::from_secs(30);
@@ -132,7 +132,7 @@ impl Election {
     /// As [`campaign`](Election::campaign).
     pub async fn campaign_timeout(&self, timeout: Duration) -> Result<Option<Leadership>> {
         // A time too far for the clock is no limit.
-        let until = now().checked_add(timeout);
+        let until = after(timeout);
         let mut left = timeout;
         let mut tokens = Tokens::default();
         loop {
@@ -413,7 +413,7 @@ impl Observer {
                 let _ = self.election.manager.timeout_at(next_look, pending::<()>()).await;
             }
             let looked = self.election.leader().await;
-            self.next_look = now().checked_add(self.every);
+            self.next_look = after(self.every);
             match looked {
                 Ok(leader) if self.is_told(leader.as_ref()) => {}
                 Ok(leader) => {

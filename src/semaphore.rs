@@ -42,7 +42,7 @@ use crate::fence::Fence;
 use crate::key::{Key, Kind};
 use crate::manager::{Guard, LockManager};
 use crate::session::{Choice, Range};
-use crate::wait::now;
+use crate::wait::{after, now};
 
 /// Most permits that a semaphore can have.
 const PERMITS_MAX: i32 = 1_000;
@@ -194,7 +194,7 @@ impl Semaphore {
         let mut trouble = None;
         let waiting = self.wait(&mut trouble);
         // A time too far for the clock is no limit.
-        let waited = match now().checked_add(timeout) {
+        let waited = match after(timeout) {
             None => Ok(waiting.await),
             Some(until) => self.shared.manager.timeout_at(until, waiting).await,
         };

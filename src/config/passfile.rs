@@ -28,7 +28,8 @@ impl PasswordFile {
             ),
             Ok((content, _)) if std::str::from_utf8(&content).is_err() => {
                 let problem = format!(
-                    "the password file {} is not in UTF-8: a password that is not is passed over",
+                    "the password file {} is not in UTF-8, and passwords that are not are passed over: \
+                     write it anew in UTF-8",
                     path.display()
                 );
                 Self { content, problem: Some(problem) }

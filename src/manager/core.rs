@@ -764,8 +764,11 @@ mod tests {
         assert!((10..=30).contains(&opened), "{opened}");
         // Who would not wait is told why.
         core.request(lock(1), Patience::None, 1, now);
-        let is_told = |command: &Command<_>| matches!(command, Command::Reply(1, Reply::Failed(error)) if error.is_lost());
-        assert!(core.commands().iter().any(is_told));
+        let told = core.commands().into_iter().find_map(|command| match command {
+            Command::Reply(1, Reply::Failed(error)) => Some(error),
+            _ => None,
+        });
+        assert!(told.is_some_and(|error| error.is_lost()));
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
 use crate::trace;
-use crate::wait::now;
+use crate::wait::{after, now};
 pub use guard::Guard;
 pub use set::GuardSet;
 pub use stats::{Stats, WaitTimes};
@@ -347,7 +347,7 @@ impl LockManager {
     async fn wait_for(&self, key: Key, mode: Mode, timeout: Duration) -> Result<Option<Guard>> {
         let patience = if timeout.is_zero() { Patience::None } else { Patience::Waits };
         // A time too far for the clock is no limit.
-        self.acquire(key, mode, patience, now().checked_add(timeout)).await
+        self.acquire(key, mode, patience, after(timeout)).await
     }
 
     /// Asks for the lock until it comes from a session that [is there](Guard::is_there).

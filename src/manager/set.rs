@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
 use crate::session::LockId;
-use crate::wait::now;
+use crate::wait::after;
 
 impl LockManager {
     /// Waits until it has all of these locks, for as long as it takes: also for the server to come back, if
@@ -89,7 +89,7 @@ impl LockManager {
             return self.try_all(keys).await;
         }
         // A time too far for the clock is no limit.
-        self.collect(keys, now().checked_add(timeout)).await
+        self.collect(keys, after(timeout)).await
     }
 
     /// Takes all of these locks if all of them are free: `None` if a task of this process or somebody else
