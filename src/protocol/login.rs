@@ -31,7 +31,7 @@ const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// Most of the server's version that is kept, in bytes: it begins with the number.
 const VERSION_BYTES_MAX: usize = 64;
 
-/// Rounds of the password's derivation in one step: about half a millisecond of one core.
+/// Rounds of the password's derivation in one step: about a third of a millisecond of one core.
 const ROUNDS_PER_STEP: u32 = 4_096;
 
 /// Who logs in, how they prove it, and what they demand of the login. The password is overwritten in

@@ -65,6 +65,7 @@ pub mod frontend;
 mod login;
 #[cfg(feature = "md5")]
 mod md5;
+mod pbkdf2;
 #[cfg(feature = "saslprep")]
 mod saslprep;
 pub mod scram;

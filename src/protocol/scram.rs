@@ -55,11 +55,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hmac::digest::common::Key;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{KeyInit, Mac};
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
+use super::pbkdf2::{HASH_BYTES, HmacSha256, Pbkdf2, padded, xor};
 #[cfg(feature = "saslprep")]
 use super::saslprep::saslprep;
 
@@ -72,13 +72,8 @@ pub const NONCE_BYTES: usize = 18;
 /// each iteration costs the client time: without a limit, a hostile one could ask for billions.
 pub const ITERATIONS_MAX: u32 = 10_000_000;
 
-/// Length of a SHA-256 hash, and so of every key and proof here, in bytes.
-const HASH_BYTES: usize = 32;
-
 /// Most characters of what a server says that an error repeats.
 pub(super) const READABLE_CHARS_MAX: usize = 100;
-
-type HmacSha256 = Hmac<Sha256>;
 
 /// What the client says about tying the login to the TLS connection that it runs over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +164,7 @@ impl ClientFirst {
         };
         let prepared = prepare(password)?;
         Ok(Derivation {
-            pbkdf2: Box::new(Pbkdf2::new(&prepared, &server)),
+            pbkdf2: Box::new(Pbkdf2::new(prepared.as_bytes(), &server.salt, server.iterations)),
             password: Zeroizing::new(password.to_owned()),
             salt: server.salt,
             iterations: server.iterations,
@@ -208,8 +203,7 @@ impl Derivation {
             && known.salt == self.salt
             && known.iterations == self.iterations
         {
-            self.pbkdf2.sum.clone_from(&known.salted_password);
-            self.pbkdf2.iterations_left = 0;
+            self.pbkdf2.resume(&known.salted_password);
         }
         self
     }
@@ -226,7 +220,7 @@ impl Derivation {
             password: self.password,
             salt: self.salt,
             iterations: self.iterations,
-            salted_password: self.pbkdf2.sum.clone(),
+            salted_password: self.pbkdf2.sum().clone(),
         }));
         Progress::Done(ClientFinal::new(key, &self.transcript))
     }
@@ -254,45 +248,11 @@ impl fmt::Debug for ScramKey {
     }
 }
 
-/// PBKDF2 with HMAC-SHA-256, of one block: what the password is worth together with a salt and a
-/// number of iterations.
-struct Pbkdf2 {
-    /// Keyed with the password, which is most of the work of an HMAC this short.
-    keyed: HmacSha256,
-    last: Zeroizing<[u8; HASH_BYTES]>,
-    sum: Zeroizing<[u8; HASH_BYTES]>,
-    iterations_left: u32,
-}
-
-impl Pbkdf2 {
-    fn new(password: &str, server: &ServerFirst<'_>) -> Self {
-        /// PBKDF2 numbers the blocks of its output from one, and SCRAM needs only the first.
-        const BLOCK_NUMBER: [u8; 4] = 1_u32.to_be_bytes();
-        let keyed = keyed(password.as_bytes());
-        let first = keyed.clone().chain_update(&server.salt).chain_update(BLOCK_NUMBER);
-        let first: Zeroizing<[u8; HASH_BYTES]> =
-            Zeroizing::new(first.finalize().into_bytes().into());
-        let iterations_left = server.iterations.saturating_sub(1);
-        Self { keyed, last: first.clone(), sum: first, iterations_left }
-    }
-
-    /// Runs at most so many iterations, and says whether none are left.
-    fn run(&mut self, iterations: u32) -> bool {
-        let now = self.iterations_left.min(iterations);
-        for _ in 0..now {
-            *self.last = mac(&self.keyed, &*self.last);
-            xor(&mut self.sum, &self.last);
-        }
-        self.iterations_left -= now;
-        self.iterations_left == 0
-    }
-}
-
 /// Shows how far it is, and no key.
 impl fmt::Debug for Derivation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Derivation")
-            .field("iterations_left", &self.pbkdf2.iterations_left)
+            .field("iterations_left", &self.pbkdf2.iterations_left())
             .finish_non_exhaustive()
     }
 }
@@ -324,7 +284,7 @@ impl ClientFinal {
         let client_key = Zeroizing::new(mac(&password, b"Client Key"));
         let stored_key = Sha256::digest(*client_key);
         let mut proof = mac(&keyed(&stored_key), auth_message);
-        xor(&mut proof, &client_key);
+        xor(&mut proof, &*client_key);
 
         let server_key = Zeroizing::new(mac(&password, b"Server Key"));
         Self {
@@ -565,31 +525,13 @@ fn prepare(password: &str) -> Result<Zeroizing<String>, ScramError> {
 /// An HMAC with a key of any length.
 ///
 /// The crate's constructor for such keys returns a `Result` that is never an error. The one for
-/// keys of a whole block does not, so this pads or hashes the key as RFC 2104 says.
+/// keys of a whole block does not.
 fn keyed(key: &[u8]) -> HmacSha256 {
-    let mut block = Key::<HmacSha256>::default();
-    if let Some(start) = block.get_mut(..key.len()) {
-        start.copy_from_slice(key);
-    } else {
-        let mut hash = Sha256::new_with_prefix(key);
-        // Without moving what has absorbed the key: that would leave a copy behind.
-        let hashed = Zeroizing::new(<[u8; HASH_BYTES]>::from(hash.finalize_reset()));
-        block.iter_mut().zip(*hashed).for_each(|(padded, byte)| *padded = byte);
-    }
-    let keyed = HmacSha256::new(&block);
-    block.as_mut_slice().zeroize();
-    keyed
+    HmacSha256::new((&*padded(key)).into())
 }
 
 fn mac(keyed: &HmacSha256, data: &[u8]) -> [u8; HASH_BYTES] {
     keyed.clone().chain_update(data).finalize().into_bytes().into()
-}
-
-/// Adds each bit of the other to this.
-fn xor(this: &mut [u8; HASH_BYTES], other: &[u8; HASH_BYTES]) {
-    for (this, other) in this.iter_mut().zip(other) {
-        *this ^= other;
-    }
 }
 
 #[cfg(test)]
@@ -698,7 +640,7 @@ mod tests {
             |first: &str, password| rfc_7677().server_first(first.as_bytes(), password).unwrap();
         let key = client_final().server_final(SERVER_FINAL.as_bytes()).unwrap();
         let resumed = begin(SERVER_FIRST, "pencil").resume(&key);
-        assert_eq!(resumed.pbkdf2.iterations_left, 0);
+        assert_eq!(resumed.pbkdf2.iterations_left(), 0);
         let resumed = finish(resumed);
         assert_eq!(resumed.message, client_final().message);
         assert_eq!(resumed.server_final(SERVER_FINAL.as_bytes()), Ok(key.clone()));
@@ -708,7 +650,7 @@ mod tests {
             (&*SERVER_FIRST.replace("s=W22", "s=W21"), "pencil"),
         ] {
             let other = begin(first, password).resume(&key);
-            assert!(other.pbkdf2.iterations_left > 0, "{first}");
+            assert!(other.pbkdf2.iterations_left() > 0, "{first}");
             assert_eq!(finish(other).message, finish(begin(first, password)).message);
         }
     }
@@ -813,7 +755,7 @@ mod tests {
         for iterations in [1, 2, 4096, ITERATIONS_MAX] {
             let message = SERVER_FIRST.replace("4096", &iterations.to_string());
             let derivation = rfc_7677().server_first(message.as_bytes(), "pencil").unwrap();
-            assert_eq!(derivation.pbkdf2.iterations_left, iterations - 1);
+            assert_eq!(derivation.pbkdf2.iterations_left(), iterations - 1);
         }
     }
 
