@@ -14,7 +14,7 @@ use crate::server::{Observer, Server, Transport};
 
 const KEY: i64 = 11;
 const SESSIONS: usize = 10;
-const TURNS: usize = 6;
+const TURNS: usize = 16;
 
 pub(crate) fn group(server: &Server) -> Group {
     let candidates = vec![

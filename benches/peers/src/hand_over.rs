@@ -14,8 +14,8 @@ use crate::messages::{LOCK, UNLOCK, function_call};
 use crate::rounds::{Candidate, Group, Turn};
 use crate::server::{Observer, Server, Transport};
 
-const HAND_OVERS: usize = 10;
-const TURNS: usize = 6;
+const HAND_OVERS: usize = 20;
+const TURNS: usize = 30;
 
 pub(crate) fn group(server: &Server) -> Group {
     let candidates = vec![
