@@ -147,9 +147,10 @@ impl Wire {
     /// Sends a request, unless the session turns out to be over; [`poll_outcome`](Self::poll_outcome)
     /// follows.
     pub(super) fn poll_ask(&mut self, ask: Ask, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
-        // What a socket that waits has to say by now, it says before its answer.
         let waits = self.stream.waits();
-        if !waits {
+        // To look costs a thread system calls. A server of its own says nothing unasked but why it ends the
+        // session, which is told before its answer; a pooler might send what it owes to somebody else.
+        if !waits || self.may_be_pooled() {
             if let Poll::Ready(error) = self.poll_idle(cx) {
                 return Poll::Ready(Err(error));
             }

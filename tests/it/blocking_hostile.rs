@@ -15,10 +15,10 @@ use tokio::task::spawn_blocking;
 
 use crate::scripted::messages::{
     authentication_ok, authentication_sasl, backend_key_data, boolean, error, fatal, message,
-    notice, parameter_status, ready_for_query, returned, set, void,
+    notice, one_row, parameter_status, ready_for_query, returned, set, void,
 };
 use crate::scripted::scram::sasl_continue;
-use crate::scripted::{KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, timely};
+use crate::scripted::{KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, VERSION, timely};
 use crate::stage::{PATIENCE, Stage};
 
 /// Long enough for a request to be heard, and short enough not to be noticed.
@@ -227,6 +227,38 @@ async fn a_connection_that_broke_between_two_requests_is_told_to_have_broken() {
     let error = holding.await.unwrap();
     assert!(error.to_string().contains("the connection broke (connection reset)"), "{error}");
     backend.done().await;
+}
+
+/// As a pooler would that mixes up its clients, in a session that is asked by queries.
+#[tokio::test]
+async fn an_answer_to_nothing_is_not_taken_for_that_of_the_next_request() {
+    let tried = || [one_row(&[Some("4711"), Some("t")]), ready_for_query()].concat();
+    let script = Script::new()
+        .login()
+        .refuses_calls()
+        .says(one_row(&[Some(VERSION), Some("false"), Some("4711")]))
+        .ready()
+        .hears_type(b'Q')
+        .says(tried())
+        .prompted()
+        .says(tried())
+        .cues()
+        .left();
+    let backend = script.play().await;
+    let config = backend.config();
+    let locking = spawn_blocking(move || {
+        let mut lock = Lock::connect(&config, KEY).unwrap();
+        assert!(lock.try_lock().unwrap());
+        lock
+    });
+    let mut lock = timely(locking).await.unwrap();
+    backend.prompt();
+    backend.cue().await;
+    let unlocking = spawn_blocking(move || lock.unlock().unwrap_err());
+    let error = timely(unlocking).await.unwrap();
+    backend.done().await;
+    assert!(error.is_lost(), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
 }
 
 #[cfg(unix)]
