@@ -90,7 +90,8 @@ impl Guard {
     ///
     /// Before each step of the work, the session's socket is looked at: a system call that does not wait. If
     /// something has come, the session reads it first. So no step begins after the server's word that the
-    /// session is over has come.
+    /// session is over has come. A session that waits for a [token](Guard::fencing_token) keeps no work waiting
+    /// unless something comes meanwhile.
     ///
     /// # Errors
     ///
@@ -112,7 +113,6 @@ impl Guard {
     /// # }
     /// ```
     pub async fn hold<T>(&self, work: impl Future<Output = T>) -> Result<T> {
-        self.look().await?;
         let done = unless_lost(work, self.lost(), &[self]).await?;
         // Work that kept the thread busy may have outlived the lock: that is no success.
         self.look().await?;
@@ -210,12 +210,13 @@ impl Guard {
     /// having said so: a lock goes from task to task without the server being asked, whose last word may have
     /// come already.
     pub(crate) async fn is_there(&self) -> bool {
-        self.is_held() && (!self.fate.may_have_news() || self.look().await.is_ok())
+        self.look().await.is_ok()
     }
 
-    /// Makes sure that the session is alive as far as this side can know.
+    /// Makes sure of the same, and says why it is not so.
     pub(super) async fn look(&self) -> Result<()> {
-        let looked = self.ask_for_a_look().await;
+        // A session that is busy, as with a token that waits for standbys, has no time to look.
+        let looked = if self.fate.may_have_news() { self.ask_for_a_look().await } else { Ok(()) };
         match (self.fate.error(), looked) {
             (Some(error), _) => Err(self.about(error)),
             (None, Ok(())) => Ok(()),

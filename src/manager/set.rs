@@ -264,7 +264,6 @@ impl GuardSet {
     ///
     /// Dropping this future drops the work. The locks stay held.
     pub async fn hold<T>(&self, work: impl Future<Output = T>) -> Result<T> {
-        self.look().await?;
         let guards: Vec<_> = self.one_on_each_session().collect();
         let done = guard::unless_lost(work, self.lost(), &guards).await?;
         self.look().await?;

@@ -25,6 +25,9 @@ use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, soon};
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// Far less than what would have to be waited for takes, and enough on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
 /// How long the end of a session may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -600,6 +603,31 @@ async fn tokens_rise_from_guard_to_guard() {
         soon(guard.unlock()).await.unwrap();
     }
     assert!(tokens.windows(2).all(|pair| pair[0] < pair[1]), "{tokens:?}");
+}
+
+/// The session does nothing else before the token is there, which it will not be for long.
+#[tokio::test]
+async fn work_does_not_wait_for_a_token_that_somebody_takes() {
+    let cluster = server_without_its_standby().await;
+    let mut stage = Stage::on(&cluster);
+    let manager = stage.manager("alice");
+    let keys = [stage.key(), Key::pair(7_016, 1)];
+    let set = Arc::new(soon(manager.lock_all(keys)).await.unwrap());
+    let guard = soon(manager.lock((7_016, 2))).await.unwrap();
+    let token = tokio::spawn({
+        let set = Arc::clone(&set);
+        async move { set.fencing_token().await }
+    });
+    eventually("the token waits for the standby", PATIENCE, || {
+        stage.activity("alice", "wait_event") == "SyncRep"
+    })
+    .await;
+    let held = timeout(AT_ONCE, guard.hold(async { 7 })).await;
+    assert_eq!(held.expect("a guard's work goes on").unwrap(), 7);
+    let held = timeout(AT_ONCE, set.hold(async { 8 })).await;
+    assert_eq!(held.expect("a set's work goes on").unwrap(), 8);
+    assert!(!token.is_finished());
+    token.abort();
 }
 
 #[tokio::test]
