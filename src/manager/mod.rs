@@ -365,15 +365,11 @@ impl LockManager {
             if guard.is_fresh() {
                 return Ok(Some(guard));
             }
-            let is_there = match until.filter(|_| patience == Patience::Waits) {
-                None => guard.is_there().await,
-                Some(until) => match self.shared.timeout_at(until, guard.is_there()).await {
-                    Ok(is_there) => is_there,
-                    Err(_) => return Ok(None),
-                },
-            };
-            if is_there {
-                return Ok(Some(guard));
+            let until = until.filter(|_| patience == Patience::Waits);
+            match self.shared.until(until, guard.is_there()).await {
+                Some(true) => return Ok(Some(guard)),
+                Some(false) => {}
+                None => return Ok(None),
             }
         }
     }
@@ -605,6 +601,14 @@ impl Shared {
     /// sessions'.
     fn timeout_at<F: Future>(&self, until: Instant, future: F) -> Timeout<F> {
         timeout_anywhere(until, future, self.runtime.get())
+    }
+
+    /// What the future comes to, if it does by then.
+    async fn until<F: Future>(&self, until: Option<Instant>, future: F) -> Option<F::Output> {
+        match until {
+            None => Some(future.await),
+            Some(until) => self.timeout_at(until, future).await.ok(),
+        }
     }
 
     /// A session is over. Says for how long none is opened, if so.

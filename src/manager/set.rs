@@ -163,11 +163,12 @@ impl LockManager {
             }
             if guards.len() == keys.len() {
                 let set = GuardSet { guards };
-                if set.is_there().await {
-                    return Ok(Some(set));
+                match self.shared.until(until, set.is_there()).await {
+                    Some(true) => return Ok(Some(set)),
+                    // One was lost while the next was waited for.
+                    Some(false) => continue,
+                    None => return Ok(None),
                 }
-                // One was lost while the next was waited for.
-                continue;
             }
             drop(guards);
             turn = self.turn(until).await;
@@ -179,11 +180,7 @@ impl LockManager {
 
     /// The right to collect a set where sessions may be short, if it can be had in time.
     async fn turn(&self, until: Option<Instant>) -> Option<MutexGuard<'_, ()>> {
-        let turn = self.shared.turn_of_sets.lock();
-        match until {
-            None => Some(turn.await),
-            Some(until) => self.shared.timeout_at(until, turn).await.ok(),
-        }
+        self.shared.until(until, self.shared.turn_of_sets.lock()).await
     }
 
     fn room_for(&self, keys: usize) -> Result<Room> {

@@ -1,11 +1,12 @@
 //! Several locks at once, on real servers: all of them, or none.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pglock::{ErrorKind, Key, LockManager, Mode};
-use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Traffic, Way, role};
+use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Traffic, Way, role, wait_until};
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 
@@ -193,6 +194,52 @@ async fn what_is_lost_while_the_rest_is_awaited_is_taken_again() {
         stage.locks(),
         ["alice holds exclusive (7105, 1)", "alice holds exclusive (7105, 2)"]
     );
+}
+
+/// The session of the first key has ended while the second is waited for, and cannot say so: its runtime has
+/// one thread, which is busy.
+#[test]
+fn a_set_is_not_looked_at_after_its_time() {
+    const WITHIN: Duration = Duration::from_secs(1);
+    const BUSY_FOR: Duration = Duration::from_secs(6);
+    let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (sessions, tasks) = (runtime(), runtime());
+    let mut stage = Stage::new();
+    let keys = [1, 2].map(|object| Key::pair(7_107, object));
+    let alice = stage.manager("alice");
+    let first = sessions.block_on(alice.lock(keys[0])).unwrap();
+    let bob = tasks.block_on(stage.manager("bob").lock(keys[1])).unwrap();
+    let second = sessions.spawn({
+        let (alice, key) = (alice.clone(), keys[1]);
+        async move { alice.lock(key).await }
+    });
+    wait_until("Alice waits", PATIENCE, || stage.waits_for(keys[1]) == "1");
+    drop(bob);
+    let second = sessions.block_on(second).unwrap().unwrap();
+
+    let waiting = tasks.spawn({
+        let alice = alice.clone();
+        async move {
+            let begun = Instant::now();
+            (alice.lock_all_timeout(keys, WITHIN).await.unwrap(), begun.elapsed())
+        }
+    });
+    wait_until("the set waits for its first key", PATIENCE, || alice.stats().waiting == 1);
+    drop(first);
+    wait_until("the set waits for its second key", PATIENCE, || alice.stats().requests == 4);
+    let (tell, is_busy) = mpsc::channel();
+    sessions.spawn(async move {
+        tell.send(()).unwrap();
+        thread::sleep(BUSY_FOR);
+    });
+    is_busy.recv_timeout(PATIENCE).unwrap();
+    let process = stage.holder(keys[0]);
+    assert!(stage.end_process(process));
+    wait_until("the first key is free", PATIENCE, || stage.holders_of(keys[0]) == "0");
+    drop(second);
+    let (set, waited) = tasks.block_on(waiting).unwrap();
+    assert!(set.is_none());
+    assert!(waited < BUSY_FOR / 2, "{waited:?}");
 }
 
 #[tokio::test]
