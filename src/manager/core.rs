@@ -406,7 +406,14 @@ impl<R> Core<R> {
 
     /// A session has done what it was ordered to.
     pub(super) fn answered(&mut self, session: SessionId, key: Key, answer: Answer, now: Instant) {
-        self.is_doubtful = false;
+        let was_withdrawn = self.note_answer(session);
+        self.take_answer(session, key, answer, now);
+        if was_withdrawn {
+            self.serve_those_made_way_for(now);
+        }
+    }
+
+    fn take_answer(&mut self, session: SessionId, key: Key, answer: Answer, now: Instant) {
         let seat = self.sessions.get_mut(&session);
         if seat.is_some_and(|seat| seat.superseded.take_if(|other| *other == key).is_some()) {
             self.vacate(session, now);

@@ -9,7 +9,7 @@
 //! ```
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -45,9 +45,17 @@ pub(super) enum Message {
 enum End {
     /// It was told to close, or nobody is left to tell it anything.
     Ordered,
-    /// The same, while it waited in the queue of a pooler: the server has nothing of it that could end.
+    /// What it asked for was given up in the queue of a pooler: the server has nothing of it that could end.
     Unserved,
     Lost(Error),
+}
+
+/// What keeps a request from being seen through.
+enum Halt {
+    /// Nobody wants what it is for.
+    Withdrawn,
+    /// The session is to end.
+    Closed,
 }
 
 impl From<Error> for End {
@@ -90,10 +98,9 @@ impl Driver {
     }
 
     async fn open(&mut self, config: &Config) -> Result<Session, End> {
-        let connecting = pin!(Session::connect_for_manager(config));
-        match self.unless_closed(connecting).await {
-            Some(connected) => Ok(connected?),
-            None => Err(End::Ordered),
+        match self.unless_halted(Session::connect_for_manager(config)).await {
+            Ok(connected) => Ok(connected?),
+            Err(_) => Err(End::Ordered),
         }
     }
 
@@ -144,9 +151,11 @@ impl Driver {
             }
             Some(Message::Order(Order::TryAny(attempt))) => self.try_any(attempt, session).await?,
             Some(Message::Order(Order::Try(lock))) if session.holds_one_lock() => {
-                let tried = self.unless_closed(pin!(session.try_lock(lock.key, lock.mode))).await;
-                let Some(tried) = tried else { return Err(given_up(session).await) };
-                let answer = still_there(tried)?.map_or_else(Answer::Failed, Answer::of);
+                let tried = self.unless_halted(session.try_lock(lock.key, lock.mode)).await;
+                let answer = match tried {
+                    Ok(tried) => still_there(tried)?.map_or_else(Answer::Failed, Answer::of),
+                    Err(halt) => given_up(session, halt).await?,
+                };
                 self.answer([(lock, answer)], session);
             }
             Some(Message::Order(Order::Try(lock))) => {
@@ -230,12 +239,14 @@ impl Driver {
         drop(shared);
         let Some(choice) = choice else { return Ok(()) };
         let tried = if session.holds_one_lock() {
-            self.unless_closed(pin!(session.try_any(&choice))).await
+            self.unless_halted(session.try_any(&choice)).await
         } else {
-            Some(session.try_any(&choice).await)
+            Ok(session.try_any(&choice).await)
         };
-        let Some(tried) = tried else { return Err(given_up(session).await) };
-        let acquired = still_there(tried)?;
+        let acquired = match tried {
+            Ok(tried) => still_there(tried)?,
+            Err(halt) => given_up(session, halt).await.map(|_| Ok(None))?,
+        };
         self.tell(session, |core, now| core.answered_any(self.id, attempt, acquired, now));
         Ok(())
     }
@@ -257,56 +268,39 @@ impl Driver {
     }
 
     async fn wait(&mut self, lock: LockId, session: &mut Session) -> Result<(), End> {
-        let mut withdrawn = false;
-        let waited = {
-            let mut wait = pin!(session.lock(lock.key, lock.mode));
-            poll_fn(|cx| match wait.as_mut().poll(cx) {
-                Poll::Ready(waited) => Poll::Ready(Some(waited)),
-                Poll::Pending => self.poll_withdrawn(cx, &mut withdrawn).map(|()| None),
-            })
-            .await
-        };
-        let answer = if let Some(waited) = waited.map(still_there).transpose()? {
-            waited.map_or_else(Answer::Failed, |()| Answer::Acquired)
-        } else {
-            if !withdrawn {
-                return Err(given_up(session).await);
-            }
-            // The wait that was dropped is over by then.
-            session.settled().await?;
-            Answer::NotAcquired
+        let waited = self.unless_halted(session.lock(lock.key, lock.mode)).await;
+        let answer = match waited {
+            Ok(waited) => still_there(waited)?.map_or_else(Answer::Failed, |()| Answer::Acquired),
+            Err(halt) => given_up(session, halt).await?,
         };
         self.answer([(lock, answer)], session);
         Ok(())
     }
 
-    /// Whether a wait is to end: withdrawn, or with the session.
-    fn poll_withdrawn(&mut self, cx: &mut Context<'_>, withdrawn: &mut bool) -> Poll<()> {
+    /// What the future comes to, unless it is withdrawn before, or the session is told to close.
+    async fn unless_halted<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Halt> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_halt(cx).map(Err),
+        })
+        .await
+    }
+
+    fn poll_halt(&mut self, cx: &mut Context<'_>) -> Poll<Halt> {
         loop {
             match self.messages.poll_recv(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Message::Order(Order::Withdraw))) => {
-                    *withdrawn = true;
-                    return Poll::Ready(());
+                    return Poll::Ready(Halt::Withdrawn);
                 }
-                Poll::Ready(Some(Message::Order(Order::Close)) | None) => return Poll::Ready(()),
-                // A session that waits holds nothing that anybody could ask about.
+                Poll::Ready(Some(Message::Order(Order::Close)) | None) => {
+                    return Poll::Ready(Halt::Closed);
+                }
+                // A session that wants a lock holds nothing that anybody could ask about.
                 Poll::Ready(Some(_)) => {}
             }
         }
-    }
-
-    /// What the future comes to, unless the session is told to close before.
-    async fn unless_closed<T>(
-        &mut self,
-        mut future: Pin<&mut impl Future<Output = T>>,
-    ) -> Option<T> {
-        let mut withdrawn = false;
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => self.poll_withdrawn(cx, &mut withdrawn).map(|()| None),
-        })
-        .await
     }
 
     /// What the future comes to, unless the session is to end, or it is in vain.
@@ -399,13 +393,14 @@ async fn unless_over(fate: &Fate, step: impl Future<Output = Result<(), End>>) -
     .await
 }
 
-/// The end of a session that was told to close while it asked for a lock, once that is settled.
-async fn given_up(session: &mut Session) -> End {
-    match session.settled().await {
-        Ok(()) => End::Ordered,
+/// What comes of a request for a lock that was halted, and so dropped, once that is settled.
+async fn given_up(session: &mut Session, halt: Halt) -> Result<Answer, End> {
+    match (session.settled().await, halt) {
+        (Ok(()), Halt::Withdrawn) => Ok(Answer::NotAcquired),
+        (Ok(()), Halt::Closed) => Err(End::Ordered),
         // No other settling ends so.
-        Err(error) if error.kind() == ErrorKind::Timeout => End::Unserved,
-        Err(error) => End::Lost(error),
+        (Err(error), _) if error.kind() == ErrorKind::Timeout => Err(End::Unserved),
+        (Err(error), _) => Err(End::Lost(error)),
     }
 }
 

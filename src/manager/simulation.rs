@@ -119,6 +119,8 @@ impl Default for Seen {
             "given up",
             "waited",
             "withdrawn",
+            "try withdrawn",
+            "unserved",
             "granted after all",
             "lost",
             "not opened",
@@ -632,7 +634,9 @@ impl World {
             return;
         }
         match session.doing {
-            Some(Order::Wait(_)) if session.orders.front() == Some(&Order::Withdraw) => {
+            Some(Order::Wait(_) | Order::Try(_) | Order::TryAny(_))
+                if session.orders.front() == Some(&Order::Withdraw) =>
+            {
                 session.orders.pop_front();
                 let number = session.done;
                 self.after(20, Event::Withdrawn(id, number));
@@ -645,6 +649,12 @@ impl World {
                 let number = session.done;
                 match session.doing {
                     Some(Order::TryAny(attempt)) => self.choose(id, attempt),
+                    Some(Order::Try(_)) => self.begin_try(id, number),
+                    // The wait or the try was over before it came.
+                    Some(Order::Withdraw) => {
+                        session.doing = None;
+                        self.go_on_with(id);
+                    }
                     Some(_) => self.after(20, Event::Begin(id, number)),
                     None => {}
                 }
@@ -663,7 +673,11 @@ impl World {
         };
         session.choice = Some(if tries_more { Arc::new(all_of(self.keys)) } else { choice });
         let number = session.done;
-        // A pooler may have no server connection for a while.
+        self.begin_try(id, number);
+    }
+
+    /// A pooler may have no server connection for a while.
+    fn begin_try(&mut self, id: SessionId, number: u64) {
         let within = if self.one_key_each { 100 } else { 20 };
         self.after(within, Event::Begin(id, number));
     }
@@ -739,19 +753,13 @@ impl World {
                 Outcome::Probed(queue.is_some_and(|queue| !queue.is_empty()))
             }
             Some(Order::Inspect(id, _)) => Outcome::Inspected(id),
-            // The wait was over before it came.
-            Some(Order::Withdraw) => {
-                session.doing = None;
-                self.go_on_with(id);
-                return Ok(());
-            }
             Some(Order::Close) => {
                 self.server.end(party);
                 self.sessions.remove(&id);
                 self.core.ended(id, None, self.now);
                 return Ok(());
             }
-            None => return Ok(()),
+            Some(Order::Withdraw) | None => return Ok(()),
         };
         self.answer_later(id, outcome);
         Ok(())
@@ -773,20 +781,30 @@ impl World {
     }
 
     fn withdrawn(&mut self, id: SessionId, number: u64) {
-        let session = self.doing(id, number);
-        // Else it was granted, and the answer is under way.
-        let Some(Order::Wait(lock)) =
-            session.filter(|session| !session.answering).and_then(|session| session.doing)
-        else {
-            self.seen.note("granted after all");
-            return;
-        };
-        self.seen.note("withdrawn");
-        // It may not even have begun.
-        if !self.has(Defect::KeepsWaiting) {
-            self.server.withdraw(Party::Session(id), lock.key);
+        let is_served = self.random.one_in(2);
+        let session = self.doing(id, number).filter(|session| !session.answering);
+        match session.and_then(|session| session.doing) {
+            Some(Order::Wait(lock)) => {
+                self.seen.note("withdrawn");
+                // It may not even have begun.
+                if !self.has(Defect::KeepsWaiting) {
+                    self.server.withdraw(Party::Session(id), lock.key);
+                }
+                self.answer_later(id, Outcome::NotAcquired);
+            }
+            // In a pooler's queue, it has not begun.
+            Some(Order::Try(_) | Order::TryAny(_)) if is_served => {
+                self.seen.note("try withdrawn");
+                self.answer_later(id, Outcome::NotAcquired);
+            }
+            Some(Order::Try(_) | Order::TryAny(_)) => {
+                self.seen.note("unserved");
+                self.sessions.remove(&id);
+                self.core.ended(id, None, self.now);
+            }
+            // It was granted, and the answer is under way.
+            _ => self.seen.note("granted after all"),
         }
-        self.answer_later(id, Outcome::NotAcquired);
     }
 
     /// Those who are to be told of an error.

@@ -60,7 +60,8 @@ pub struct Stats {
     /// Requests that were taken back: their time was over, or their future was dropped.
     pub given_up: u64,
     /// Waits at the server that were ended: because nobody wanted them any more, or because their connection
-    /// went to another key. Each is a cancel request.
+    /// went to another key. Each is a cancel request. Through a pooler, tries that nobody wants any more count as
+    /// well, and what is still in the pooler's queue is ended without one.
     pub cancels: u64,
     /// Connections that were made.
     pub connects: u64,

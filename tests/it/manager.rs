@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pglock::{Config, Error, ErrorKind, Guard, Key, Lock, LockManager, Mode, SslMode};
 use pglock_test_cluster::{
-    Break, Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, eventually, role,
+    Break, Cluster, PgBouncer, PoolMode, Proxy, Raw, Settings, Shutdown, Traffic, eventually, role,
     wait_until,
 };
 use tokio::runtime::Builder;
@@ -27,6 +27,10 @@ const SHORT: Duration = Duration::from_millis(50);
 
 /// Far less than what would have to be waited for takes, and enough on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// How long a session may stay in a pooler's queue with a request that nobody wants: a second, and more on a busy
+/// machine.
+const NOT_SERVED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the end of a session may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -863,6 +867,68 @@ async fn closing_does_not_wait_for_a_pooler_that_has_no_server_connection() {
     let closed = timeout(CLOSE_WITHIN / 2, alice.close()).await;
     closed.expect("it does not wait").unwrap();
     assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    soon(guard.unlock()).await.unwrap();
+}
+
+/// A pool with so few server connections, and a manager with as many sessions.
+fn small_pool(stage: &Stage<'_>, size: u32) -> (PgBouncer, LockManager) {
+    let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, size);
+    let config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
+    let sessions = size.try_into().unwrap();
+    (bouncer, LockManager::builder(config).max_sessions(sessions).build())
+}
+
+/// Another program's transaction, which keeps a server connection of the pool.
+fn occupy(bouncer: &PgBouncer) -> Raw {
+    let mut occupant = bouncer.raw(&role::TRUST, "app");
+    occupant.rows("BEGIN");
+    occupant
+}
+
+/// The session of a request that is given up in the pooler's queue is free if it is served soon.
+#[tokio::test]
+async fn whoever_asks_next_gets_the_session_of_a_request_that_a_pooler_did_not_serve() {
+    for is_for_one_of_several in [false, true] {
+        let stage = Stage::new();
+        let (bouncer, alice) = small_pool(&stage, if is_for_one_of_several { 2 } else { 1 });
+        let semaphore = alice.semaphore(&format!("small pool {}", stage.number()), 2);
+        let mut occupant;
+        if is_for_one_of_several {
+            // Its name takes one session, and each permit another.
+            soon(soon(semaphore.acquire()).await.unwrap().release()).await.unwrap();
+            occupant = occupy(&bouncer);
+            assert!(timeout(SHORT, semaphore.try_acquire()).await.is_err());
+        } else {
+            soon(soon(alice.lock(stage.key())).await.unwrap().unlock()).await.unwrap();
+            occupant = occupy(&bouncer);
+            assert!(soon(alice.lock_timeout(stage.key(), SHORT)).await.unwrap().is_none());
+        }
+        let connects = alice.stats().connects;
+        let served = async {
+            sleep(SHORT).await;
+            occupant.rows("COMMIT");
+        };
+        let (next, ()) =
+            soon(async { tokio::join!(alice.try_lock(-stage.number()), served) }).await;
+        let guard = next.unwrap().expect("nobody else wants it");
+        assert_eq!(alice.stats().connects, connects);
+        soon(guard.unlock()).await.unwrap();
+    }
+}
+
+/// It ends with nothing to lose, and the next request has another one.
+#[tokio::test]
+async fn a_session_that_a_pooler_does_not_serve_ends_with_its_request() {
+    let stage = Stage::new();
+    let (bouncer, alice) = small_pool(&stage, 1);
+    soon(soon(alice.lock(stage.key())).await.unwrap().unlock()).await.unwrap();
+    let mut occupant = occupy(&bouncer);
+    assert!(soon(alice.lock_timeout(stage.key(), SHORT)).await.unwrap().is_none());
+    let ended = async { eventually("it ends", PATIENCE, || alice.stats().sessions == 0).await };
+    timeout(NOT_SERVED_WITHIN, ended).await.expect("it does not wait to be served");
+    assert_eq!(alice.stats().lost_sessions, 0);
+    occupant.rows("COMMIT");
+    let guard = soon(alice.try_lock(stage.key())).await.unwrap().expect("it is free");
     soon(guard.unlock()).await.unwrap();
 }
 

@@ -91,8 +91,11 @@ impl<R> Core<R> {
         if attempt.caller.take().is_some() {
             self.stats.gave_up();
         }
-        if matches!(attempt.step, Step::Queued) {
-            self.attempts.remove(&id);
+        match attempt.session() {
+            None => _ = self.attempts.remove(&id),
+            // A pooler may not serve it for long.
+            Some(session) if self.one_key_each => self.order_to_withdraw(session),
+            Some(_) => {}
         }
     }
 
@@ -138,7 +141,7 @@ impl<R> Core<R> {
             return;
         }
         let Some(attempt) = self.attempts.remove(&id) else { return };
-        self.is_doubtful = false;
+        let was_withdrawn = self.note_answer(session);
         if let Ok(Some(lock)) = answer {
             let waited = now.saturating_duration_since(attempt.since);
             let grant = Grant { session, lock, waited, handed_over: false, fresh: true };
@@ -154,6 +157,9 @@ impl<R> Core<R> {
             for key in deferred {
                 self.advance(key, now);
             }
+        }
+        if was_withdrawn {
+            self.serve_those_made_way_for(now);
         }
     }
 

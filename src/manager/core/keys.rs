@@ -23,6 +23,11 @@ impl<R> Core<R> {
                 let (session, mode) = (*session, *mode);
                 self.withdraw(session, LockId { key, mode });
             }
+            // A pooler may not serve it for long.
+            State::Trying(session, mode) if self.one_key_each && entry.queue.is_empty() => {
+                let (session, mode) = (*session, *mode);
+                self.withdraw(session, LockId { key, mode });
+            }
             State::Held(held) => {
                 let lock = LockId { key, mode: held.mode };
                 let session = held.session;

@@ -49,8 +49,6 @@ pub(super) struct Place {
     until: Instant,
     /// Whether that is later than at first.
     is_long: bool,
-    /// Whether it is being left.
-    is_left: bool,
 }
 
 impl Line {
@@ -183,21 +181,19 @@ impl<R> Core<R> {
         let doubled = entry.queue.places_lost().min(DOUBLED_AT_MOST) * u32::from(may_be_long);
         let until = now + self.limits.place_for * (1 << doubled);
         if let Some(seat) = self.sessions.get_mut(&session) {
-            seat.place = Some(Place { key, until, is_long: doubled > 0, is_left: false });
+            seat.place = Some(Place { key, until, is_long: doubled > 0 });
         }
         self.order(session, Order::Wait(LockId { key, mode }));
     }
 
-    /// Ends a wait that nobody wants, or not in this mode, or whose place is for others now.
+    /// Ends a wait that nobody wants, or not in this mode, or whose place is for others now; or a try that
+    /// nobody wants.
     pub(super) fn withdraw(&mut self, session: SessionId, lock: LockId) {
         if !self.is_open(session) {
             return;
         }
         self.set(lock.key, State::Withdrawing(session, lock.mode));
-        if let Some(place) = self.sessions.get_mut(&session).and_then(|seat| seat.place.as_mut()) {
-            place.is_left = true;
-        }
-        self.order(session, Order::Withdraw);
+        self.order_to_withdraw(session);
     }
 
     /// Tries keys in line again.
@@ -234,9 +230,7 @@ impl<R> Core<R> {
     pub(super) fn pass_places_on(&mut self, now: Instant) {
         let crowded_out = self.crowded_out();
         let seats = self.sessions.values();
-        let comes = |seat: &&Seat| {
-            seat.stage != Stage::Open || seat.place.is_some_and(|place| place.is_left)
-        };
+        let comes = |seat: &&Seat| seat.stage != Stage::Open || seat.is_withdrawn;
         let coming = seats.clone().filter(comes).count() + self.idle_sessions().count();
         let needed = self.sessions_needed().saturating_sub(coming);
         if crowded_out > 0 {
@@ -245,10 +239,11 @@ impl<R> Core<R> {
         if needed == 0 {
             return;
         }
-        let over = |place: &Place| !place.is_left && place.until <= now;
+        let over = |place: &Place| place.until <= now;
         // Each where it belongs: to sort them afterwards would be 6 kB of a small program.
         let mut in_order: Vec<Place> = Vec::new();
-        for place in seats.filter_map(|seat| seat.place.filter(over)) {
+        let waiting = seats.filter(|seat| !seat.is_withdrawn);
+        for place in waiting.filter_map(|seat| seat.place.filter(over)) {
             let at = in_order.partition_point(|before| before.until <= place.until);
             in_order.insert(at, place);
         }

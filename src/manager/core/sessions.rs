@@ -20,6 +20,8 @@ pub(super) struct Seat {
     pub(super) idle_since: Instant,
     /// While it waits.
     pub(super) place: Option<Place>,
+    /// Whether what it does was withdrawn, and it has not said what came of it.
+    pub(super) is_withdrawn: bool,
     /// A key that it is still releasing, as far as is known, while another session has it by now.
     pub(super) superseded: Option<Key>,
 }
@@ -102,9 +104,10 @@ impl<R> Core<R> {
 
     /// Why no session can be had before long, if so.
     pub(super) fn hindrance(&self) -> Option<Error> {
-        // One that closes makes room for another.
-        let makes_way = self.sessions.values().any(|seat| seat.stage == Stage::Closing);
-        if makes_way || self.opening_for_trying() > 0 {
+        // One that closes makes room for another, and so does one that is free soon.
+        let makes_way =
+            |seat: &Seat| seat.stage == Stage::Closing || (self.one_key_each && seat.is_withdrawn);
+        if self.sessions.values().any(makes_way) || self.opening_for_trying() > 0 {
             return None;
         }
         self.unreachable.clone().or_else(|| self.one_key_each.then(crowded))
@@ -124,6 +127,7 @@ impl<R> Core<R> {
             opened: now,
             idle_since: now,
             place: None,
+            is_withdrawn: false,
             superseded: None,
         };
         self.sessions.insert(session, seat);
@@ -206,6 +210,29 @@ impl<R> Core<R> {
         }
         if let Some(why) = self.hindrance() {
             self.fail_those_without_session(&why);
+        }
+    }
+
+    /// Has a session give up what nobody wants of it any more.
+    pub(super) fn order_to_withdraw(&mut self, session: SessionId) {
+        if let Some(seat) = self.sessions.get_mut(&session) {
+            seat.is_withdrawn = true;
+        }
+        self.order(session, Order::Withdraw);
+    }
+
+    /// A session has said what came of it. Says whether something was withdrawn.
+    pub(super) fn note_answer(&mut self, session: SessionId) -> bool {
+        self.is_doubtful = false;
+        let seat = self.sessions.get_mut(&session);
+        seat.is_some_and(|seat| mem::take(&mut seat.is_withdrawn))
+    }
+
+    /// A session is not expected to be free any more. Whoever counted on that is told, if it has gone to others.
+    pub(super) fn serve_those_made_way_for(&mut self, now: Instant) {
+        if self.one_key_each {
+            self.serve(now);
+            self.turn_away();
         }
     }
 
