@@ -40,7 +40,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Kind};
-use crate::manager::{Guard, LockManager};
+use crate::manager::{Awaited, Guard, LockManager};
 use crate::session::{Choice, Range};
 use crate::wait::{after, now};
 
@@ -153,6 +153,7 @@ impl LockManager {
                 permits: 0,
                 hand_overs: 0,
                 since: now(),
+                trouble: None,
             }),
             offered: Notify::new(),
             freed: Notify::new(),
@@ -174,7 +175,7 @@ impl Semaphore {
     ///
     /// Dropping this future gives up the place in the queue; a permit that was got meanwhile is given back.
     pub async fn acquire(&self) -> Result<Permit> {
-        self.wait(&mut None).await
+        self.wait().await
     }
 
     /// Waits for a permit until this much time has passed: `None` if there was none by then.
@@ -191,17 +192,16 @@ impl Semaphore {
         if timeout.is_zero() {
             return self.try_acquire().await;
         }
-        let mut trouble = None;
-        let waiting = self.wait(&mut trouble);
+        let mut waiting = pin!(self.wait());
         // A time too far for the clock is no limit.
-        let waited = match after(timeout) {
-            None => Ok(waiting.await),
-            Some(until) => self.shared.manager.timeout_at(until, waiting).await,
-        };
-        match (waited, trouble) {
-            (Ok(waited), _) => waited.map(Some),
-            (Err(_), None) => Ok(None),
-            (Err(_), Some(error)) => Err(self.shared.about(error)),
+        let Some(until) = after(timeout) else { return waiting.await.map(Some) };
+        match self.shared.manager.timeout_at(until, waiting.as_mut()).await {
+            Ok(waited) => waited.map(Some),
+            // What it waits for is not given up yet: the manager knows of it.
+            Err(_) => match self.shared.trouble() {
+                Some(error) => Err(self.shared.about(error)),
+                None => Ok(None),
+            },
         }
     }
 
@@ -225,11 +225,11 @@ impl Semaphore {
         Ok(tried.map(|guard| self.permit(guard)))
     }
 
-    async fn wait(&self, trouble: &mut Option<Error>) -> Result<Permit> {
+    async fn wait(&self) -> Result<Permit> {
         let shared = &self.shared;
         let _waiting = Waiting::begin(shared);
         let mut turnstile = shared.head.lock().await;
-        let mut asking = pin!(shared.get_from_server(&mut turnstile, trouble));
+        let mut asking = pin!(shared.get_from_server(&mut turnstile));
         loop {
             let mut offered = pin!(shared.offered.notified());
             offered.as_mut().enable();
@@ -310,17 +310,15 @@ struct Queue {
     hand_overs: u32,
     /// When that was.
     since: Instant,
+    /// Why slots could not be tried, if they could not be when they were to be last. Nothing if nobody waits.
+    trouble: Option<Error>,
 }
 
 impl Shared {
     /// Gets a slot from the server, for the head of the queue.
-    async fn get_from_server(
-        &self,
-        turnstile: &mut Option<Guard>,
-        trouble: &mut Option<Error>,
-    ) -> Result<Guard> {
+    async fn get_from_server(&self, turnstile: &mut Option<Guard>) -> Result<Guard> {
         if turnstile.is_none() {
-            if let Some(guard) = self.try_and_note(Some(TURNSTILE), trouble).await? {
+            if let Some(guard) = self.try_and_note(Some(TURNSTILE)).await? {
                 return Ok(guard);
             }
             self.expect_hand_over().await;
@@ -329,10 +327,10 @@ impl Shared {
         loop {
             if !turnstile.as_ref().is_some_and(Guard::is_held) {
                 *turnstile = None;
-                *turnstile = Some(self.manager.lock(Key::pair(self.class, TURNSTILE)).await?);
+                *turnstile = Some(self.manager.lock(self.turnstile()).await?);
                 pause = TRY_AGAIN_AFTER;
             }
-            if let Some(guard) = self.try_and_note(None, trouble).await? {
+            if let Some(guard) = self.try_and_note(None).await? {
                 *turnstile = None;
                 return Ok(guard);
             }
@@ -344,22 +342,32 @@ impl Shared {
     }
 
     /// As [`try_slots`](Self::try_slots), for who waits until the server can be reached again.
-    async fn try_and_note(
-        &self,
-        unless_taken: Option<i32>,
-        trouble: &mut Option<Error>,
-    ) -> Result<Option<Guard>> {
+    async fn try_and_note(&self, unless_taken: Option<i32>) -> Result<Option<Guard>> {
         match self.try_slots(unless_taken).await {
             Ok(guard) => {
-                *trouble = None;
+                self.queue().trouble = None;
                 Ok(guard)
             }
             Err(error) if error.may_pass() => {
-                *trouble = Some(error);
+                self.queue().trouble = Some(error);
                 Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Why nobody of this process gets a permit, if that is not for want of one. While the head of the queue
+    /// waits at the server, that is the last word.
+    fn trouble(&self) -> Option<Error> {
+        match self.manager.awaited(self.turnstile()) {
+            Awaited::AtServer => None,
+            Awaited::Untried(Some(error)) => Some(error),
+            Awaited::Untried(None) | Awaited::ByNobody => self.queue().trouble.clone(),
+        }
+    }
+
+    fn turnstile(&self) -> Key {
+        Key::pair(self.class, TURNSTILE)
     }
 
     /// Takes a slot if one is free, from a random one on.
@@ -473,6 +481,9 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.waiting -= 1;
+        if queue.waiting == 0 {
+            queue.trouble = None;
+        }
         let (waiting, is_surplus) = (queue.waiting, queue.handed_over.len() > queue.waiting);
         let surplus = if is_surplus { queue.handed_over.pop_back() } else { None };
         drop(queue);

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::Timeout;
 
-use super::core::RequestId;
+use super::core::{Awaited, RequestId};
 use super::{Guard, LockManager, Shared, outcome};
 use crate::error::Result;
+use crate::key::Key;
 use crate::session::Choice;
 
 impl LockManager {
@@ -21,6 +22,11 @@ impl LockManager {
         let id = self.shared.with(|core, now| core.request_any(choice, caller, now));
         let _request = Request { shared: &self.shared, id };
         outcome(told.await, what)
+    }
+
+    /// Whether a key is waited for, and how.
+    pub(crate) fn awaited(&self, key: Key) -> Awaited {
+        self.shared.state().core.awaited(key)
     }
 
     /// Polls the future until then, also where no runtime is.

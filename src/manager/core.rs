@@ -179,6 +179,16 @@ pub(super) struct Grant {
     pub(super) fresh: bool,
 }
 
+/// Whether a key is waited for, and how.
+#[derive(Debug)]
+pub(crate) enum Awaited {
+    ByNobody,
+    /// It could not be tried; for this reason, if it is known.
+    Untried(Option<Error>),
+    /// The server has it that the key is not free, or is being asked.
+    AtServer,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Core<R> {
@@ -346,6 +356,15 @@ impl<R> Core<R> {
         // A session may have been kept for it.
         self.give_places(now);
         why
+    }
+
+    /// Whether this process waits for a key, and how.
+    pub(super) fn awaited(&self, key: Key) -> Awaited {
+        match self.keys.get(&key).filter(|entry| entry.queue.is_awaited()) {
+            None => Awaited::ByNobody,
+            Some(Entry { state: State::Unasked, .. }) => Awaited::Untried(self.unreachable.clone()),
+            Some(_) => Awaited::AtServer,
+        }
     }
 
     /// A guard is gone. Whoever wants to know is told when the lock is released, or has gone to the next

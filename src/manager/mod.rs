@@ -34,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Timeout, timeout_at};
 
+pub(crate) use self::core::Awaited;
 use self::core::{Command, Core, Grant, Limits, Patience, Reply, RequestId, SessionId};
 use self::driver::{Driver, Message};
 use self::fate::Fate;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pglock::{ErrorKind, Key, LockManager, Permit, Semaphore};
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, Way};
@@ -352,6 +352,55 @@ async fn those_who_wait_outlast_a_restart_of_the_server() {
     assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
     cluster.start();
     drop(soon(waiting).await.unwrap().unwrap());
+}
+
+/// Whichever task of the process it is that asks the server.
+#[tokio::test]
+async fn who_is_out_of_time_is_told_why_the_server_was_not_reached() {
+    let mut cluster = Settings::new().start();
+    let url = cluster.url_for(&role::TRUST);
+    let manager = || LockManager::new(url.parse().unwrap());
+    let (alice, bob) = (manager().semaphore("outage", 1), manager().semaphore("outage", 1));
+    let permit = soon(bob.acquire()).await.unwrap();
+    let turnstile = key(&permit, TURNSTILE);
+    let look = manager();
+    let at_turnstile = soon(look.lock(turnstile)).await.unwrap();
+    let acquire = |timeout: Duration| {
+        let alice = alice.clone();
+        tokio::spawn(async move { alice.acquire_timeout(timeout).await })
+    };
+    // It begins while the server is there, waits there, and ends when the server is gone.
+    let waits = [4, 3].map(|seconds| acquire(Duration::from_secs(seconds)));
+    eventually_waits_for(&look, turnstile).await;
+    cluster.stop(Shutdown::Fast);
+    for waiting in waits {
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+        assert!(error.to_string().contains("outage"), "{error}");
+    }
+
+    // It begins while the server is gone, and ends when the server is there, and others wait.
+    drop((permit, at_turnstile));
+    let waits = [8, 9].map(|seconds| acquire(Duration::from_secs(seconds)));
+    // One of them has tried.
+    while soon(alice.acquire_timeout(SHORT)).await.is_ok() {}
+    cluster.start();
+    let at_turnstile = soon(look.lock(turnstile)).await.unwrap();
+    eventually_waits_for(&look, turnstile).await;
+    for waiting in waits {
+        assert!(soon(waiting).await.unwrap().unwrap().is_none());
+    }
+    drop(at_turnstile);
+    drop(soon(alice.acquire()).await.unwrap());
+}
+
+/// Waits until somebody waits for the key.
+async fn eventually_waits_for(look: &LockManager, key: Key) {
+    let latest = Instant::now() + PATIENCE;
+    while soon(look.inspect(key)).await.unwrap().waiting() == 0 {
+        assert!(Instant::now() < latest, "nobody waits for {key}");
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
