@@ -66,7 +66,8 @@ pub enum ErrorKind {
     Timeout,
     /// A [`Canceller`](crate::Canceller) ended the wait. The lock is not held.
     Cancelled,
-    /// The lock to be released is not held in that mode by this session. Nothing was changed.
+    /// The lock to be released is not held in that mode by this session, or that which is to guard some work
+    /// is held in neither. Nothing was changed.
     NotHeld,
     /// The server ended the wait because sessions waited for each other in a circle (SQLSTATE
     /// 40P01). The lock is not held; those acquired before are.

@@ -400,7 +400,7 @@ impl Session {
         self.ready().await?;
         let [exclusive, shared] = [Mode::Exclusive, Mode::Shared].map(|mode| LockId { key, mode });
         if self.books.level(exclusive) == 0 && self.books.level(shared) == 0 {
-            return Err(not_held(exclusive));
+            return Err(unguarded(key));
         }
         Ok(())
     }
@@ -776,6 +776,14 @@ fn unsupported(lock: LockId, message: &'static str) -> Error {
 fn not_held(lock: LockId) -> Error {
     Error::new(ErrorKind::NotHeld, "not held by this session, so there is nothing to release")
         .context(lock.to_string())
+}
+
+fn unguarded(key: Key) -> Error {
+    Error::new(
+        ErrorKind::NotHeld,
+        "not held by this session, so nothing guards the work; lock it first",
+    )
+    .context(format!("key {key}"))
 }
 
 fn abandoned() -> Error {

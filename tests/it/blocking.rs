@@ -339,6 +339,7 @@ fn work_under_a_lock_is_told_afterwards_whether_it_was_alone() {
     let error = bob.hold(|| unreachable!("nothing is held")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotHeld);
     assert!(!error.is_lost());
+    assert!(error.to_string().contains("nothing guards the work; lock it first"), "{error}");
     bob.lock().unwrap();
     bob.hold(|| ()).unwrap();
 }
