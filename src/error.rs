@@ -150,9 +150,17 @@ impl Error {
         Self::new(ErrorKind::Config, message)
     }
 
-    /// Says what was being done, and to what: put before the message.
+    /// Says what was being done, and to what: put before the message, and before what was said of that
+    /// already. What that begins with need not be said again.
     pub(crate) fn context(self, context: impl Into<String>) -> Self {
-        self.with(|inner| inner.context = Some(context.into()))
+        let context = context.into();
+        self.with(|inner| {
+            inner.context = Some(match inner.context.take() {
+                None => context,
+                Some(known) if known.starts_with(&context) => known,
+                Some(known) => format!("{context}: {known}"),
+            });
+        })
     }
 
     /// Whether the server may be there, or have the time, when it is asked again.

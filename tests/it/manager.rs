@@ -1190,3 +1190,41 @@ async fn a_wait_lasts_for_longer_than_a_lease() {
     sleep(2 * LEASE).await;
     soon(guard.unlock()).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_error_names_the_server_the_key_and_what_that_is_for() {
+    let mut stage = Stage::new();
+    let cluster = Cluster::default_cluster();
+    let server = format!("127.0.0.1 port {}", cluster.port());
+    let key = stage.key();
+    let rejected = stage.config_by(&cluster.url_for(&role::REJECTED), "alice");
+    let error = soon(LockManager::new(rejected).lock(key)).await.unwrap_err();
+    let expected =
+        format!("exclusive lock on key {key}: connecting to {server}: the server refused");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+
+    let alice = stage.manager("alice");
+    let guard = soon(alice.lock(key)).await.unwrap();
+    let permit = soon(alice.semaphore("named", 1).acquire()).await.unwrap();
+    stage.terminate("alice");
+    let ended = format!("session with {server}: the server ended the session");
+    let error = soon(guard.lost()).await;
+    let expected = format!("exclusive lock on key {key}: {ended}");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    let error = soon(permit.lost()).await;
+    let lock = format!("exclusive lock on key {}", permit.key());
+    let expected = format!("semaphore \"named\": permit 0: {lock}: {ended}");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+
+    // What the session said of the key is not said again.
+    let alice = stage.manager("alice");
+    let mut bob = stage.lock("bob").await;
+    bob.lock().await.unwrap();
+    let waiting = tokio::spawn(async move { alice.lock(key).await });
+    stage.until(&["alice awaits exclusive", "bob holds exclusive"]).await;
+    let process = stage.waiter("alice");
+    cluster.raw().value(&format!("SELECT pg_cancel_backend({process})"));
+    let error = soon(waiting).await.unwrap().unwrap_err();
+    let expected = format!("exclusive lock on key {key} at {server}: the server refused");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+}
