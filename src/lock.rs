@@ -19,7 +19,8 @@ use crate::session::{Canceller, Session};
 /// Locks stack: what was locked twice is released by the second unlock. Exclusive and shared count
 /// apart.
 ///
-/// Dropping the lock closes its connection, upon which the server releases it.
+/// Dropping the lock closes its connection, upon which the server releases it; where a request is still being
+/// withdrawn whose future was dropped, when that is done, within 10 s.
 /// [`close`](Lock::close) does the same and returns when it is done.
 ///
 /// # Examples

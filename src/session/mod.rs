@@ -78,7 +78,8 @@ const OUT_OF_MEMORY: &str = "53200";
 /// and is released when it was unlocked as often. Exclusive and shared count apart, and a session
 /// never excludes itself: it may hold a key in both modes at once.
 ///
-/// Dropping the session closes its socket, upon which the server releases everything.
+/// Dropping the session closes its socket, upon which the server releases everything; where a request is still
+/// being withdrawn whose future was dropped, when that is done, within 10 s.
 /// [`close`](Session::close) does the same and returns when it is done.
 ///
 /// # Examples

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use pglock::{Config, Error, ErrorKind, Lock, SslMode};
+use pglock::{Config, Error, ErrorKind, Lock, Mode, Session, SslMode};
 use pglock_test_cluster::{
     Break, Cluster, Proxy, Settings, Shutdown, Traffic, Way, role, signal, wait_until,
 };
@@ -267,6 +267,23 @@ async fn a_holder_whose_server_process_is_frozen_stops_with_its_lease_and_the_lo
     assert!(!bob.try_lock().await.unwrap(), "the server has not heard of any end");
     signal(process_id, "CONT");
     assert_takes(&mut bob, AT_ONCE).await;
+}
+
+/// The request is withdrawn first, of which no answer tells here.
+#[tokio::test]
+async fn a_session_that_is_dropped_while_a_request_is_withdrawn_lets_go_within_bounds() {
+    let mut stage = Stage::new();
+    let proxy = proxy();
+    let mut alice = stage.lock("alice").await;
+    alice.lock().await.unwrap();
+    let mut bob = Session::connect(&config(&stage, &proxy, "bob")).await.unwrap();
+    let other = (i32::try_from(stage.number()).unwrap(), 1);
+    bob.lock(other, Mode::Exclusive).await.unwrap();
+    let waiting = timeout(Duration::from_millis(50), bob.lock(stage.key(), Mode::Exclusive));
+    assert!(waiting.await.is_err());
+    proxy.set(Way::ToClient, Traffic::Silent);
+    drop(bob);
+    stage.until_within(SETTLED_WITHIN + AT_ONCE, &["alice holds exclusive"]).await;
 }
 
 #[tokio::test]
