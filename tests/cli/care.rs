@@ -1,13 +1,14 @@
 //! How the command is looked after: by its keeper, by whoever waits for what it leaves behind, and between the
 //! lock and the command.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use pglock_test_cluster::{Settings, role, signal, wait_until};
 
-use crate::stage::{PATIENCE, Stage, WORK, children_of, end_of, keeper_of, runs, text};
+use crate::stage::{PATIENCE, Stage, WORK, children_of, end_of, keeper_of, keepers_of, runs, text};
 
 #[test]
 fn who_is_left_by_its_parent_is_waited_for() {
@@ -36,18 +37,59 @@ fn a_keeper_that_is_killed_is_replaced() {
     let mut pglock = stage.work(&[], "a");
     stage.until_journal(&["start a"]);
     let keeper = keeper_of(pglock.id());
-    let [command] = children_of(pglock.id())
-        .into_iter()
-        .filter(|child| *child != keeper)
-        .collect::<Vec<_>>()[..]
-    else {
-        panic!("not one command")
-    };
+    let command = command_of(pglock.id());
     signal(keeper, "KILL");
     wait_until("there is another keeper", PATIENCE, || keeper_of(pglock.id()) != keeper);
     pglock.kill().unwrap();
     pglock.wait().unwrap();
     wait_until("the command has ended", PATIENCE, || !runs(command));
+}
+
+#[test]
+fn keepers_that_are_killed_again_and_again_are_replaced_at_growing_pauses_and_not_for_ever() {
+    let stage = Stage::new();
+    let mut pglock = stage.work(&[], "a");
+    stage.until_journal(&["start a"]);
+    let command = command_of(pglock.id());
+    let mut killed = BTreeSet::new();
+    wait_until("pglock gives up", PATIENCE, || {
+        for keeper in keepers_of(pglock.id()) {
+            // One that was told is still there for a moment.
+            if killed.insert(keeper) {
+                signal(keeper, "KILL");
+            }
+        }
+        pglock.try_wait().unwrap().is_some()
+    });
+    let (code, complaint) = end_of(pglock);
+    assert_eq!(code, 71, "{complaint}");
+    assert!(complaint.contains("cannot look after a command: the keepers"), "{complaint}");
+    assert!(complaint.contains("SIGKILL"), "{complaint}");
+    // The first and eight that followed it; on a busy machine one may live for long enough to count as steady.
+    assert!((9..30).contains(&killed.len()), "{}", killed.len());
+    assert!(!runs(command));
+}
+
+#[test]
+fn a_keeper_that_cannot_be_started_is_started_later() {
+    let stage = Stage::new();
+    let pglock = stage.work(&[], "a");
+    stage.until_journal(&["start a"]);
+    let keeper = keeper_of(pglock.id());
+    // Of the files that a process has open, none is left for the pipe to a keeper.
+    let limit_files = |limit: &str| {
+        let id = pglock.id().to_string();
+        let limit = format!("--nofile={limit}:");
+        let status = stage.with_server("prlimit").args(["--pid", &id, &limit]).status().unwrap();
+        assert!(status.success());
+    };
+    limit_files("3");
+    signal(keeper, "KILL");
+    wait_until("it has no keeper", PATIENCE, || keepers_of(pglock.id()).is_empty());
+    limit_files("1000");
+    assert_ne!(keeper_of(pglock.id()), keeper);
+    signal(pglock.id(), "TERM");
+    assert_eq!(end_of(pglock), (0, String::new()));
 }
 
 #[test]
@@ -217,4 +259,15 @@ fn the_stop_signal_for_pglock_alone_stops_nobody_around_it() {
     fs::write(stage.file("fifo"), "\n").unwrap();
     assert_eq!(end_of(around).0, 0);
     stage.until_journal(&["ready", "done"]);
+}
+
+/// The one child of a `pglock` that is not its keeper.
+fn command_of(pglock: u32) -> u32 {
+    let keeper = keeper_of(pglock);
+    let [command] =
+        children_of(pglock).into_iter().filter(|child| *child != keeper).collect::<Vec<_>>()[..]
+    else {
+        panic!("not one command")
+    };
+    command
 }

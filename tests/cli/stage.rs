@@ -184,14 +184,18 @@ pub(crate) fn children_of(process_id: u32) -> Vec<u32> {
 
 /// The one keeper of a `pglock` whose command runs.
 pub(crate) fn keeper_of(pglock: u32) -> u32 {
+    let mut keepers = Vec::new();
+    wait_until("it has one keeper", PATIENCE, || {
+        keepers = keepers_of(pglock);
+        keepers.len() == 1
+    });
+    keepers[0]
+}
+
+pub(crate) fn keepers_of(pglock: u32) -> Vec<u32> {
     let is_keeper = |child: &u32| {
         let called = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
         called.starts_with(b"lock-keeper")
     };
-    let mut keepers = Vec::new();
-    wait_until("it has one keeper", PATIENCE, || {
-        keepers = children_of(pglock).into_iter().filter(is_keeper).collect();
-        keepers.len() == 1
-    });
-    keepers[0]
+    children_of(pglock).into_iter().filter(is_keeper).collect()
 }

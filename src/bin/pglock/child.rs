@@ -48,6 +48,7 @@ use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, say};
 use crate::hold::Claim;
 use crate::keeper::{Kept, id_of};
 use crate::signals::{Signals, exit_code, number, stop_self};
+use crate::succession::Succession;
 use crate::terminal::Terminal;
 
 /// How often one looks whether a group that was told to end has done so.
@@ -66,6 +67,7 @@ pub(crate) struct Child {
     is_killed: bool,
     is_told_of_other_user: bool,
     keeper: Kept,
+    succession: Succession,
     lease: Option<Duration>,
     /// Signs of life for the keeper, under a lease.
     signs_of_life: Option<Interval>,
@@ -118,6 +120,7 @@ impl Child {
             is_killed: false,
             is_told_of_other_user: false,
             keeper,
+            succession: Succession::new(Instant::now()),
             lease,
             signs_of_life: lease.map(|lease| interval((lease / 10).max(LOOK))),
             changes,
@@ -177,6 +180,8 @@ impl Child {
                     kill_at = Instant::now().checked_add(care.kill_after.max(LOOK));
                 }
                 () = sleep(LOOK), if lost.is_some() && self.ended.is_some() => {}
+                () = sleep_until(self.succession.due.unwrap_or_else(Instant::now)),
+                    if self.succession.due.is_some() => {}
                 () = sign_of_life(&mut self.signs_of_life, &mut self.keeper) => {}
             }
             self.reap()?;
@@ -229,9 +234,20 @@ impl Child {
         }
     }
 
-    /// Has another keeper stand by, now that somebody has killed the one that did.
+    /// Has another keeper stand by in place of one that has failed, once that is due.
     fn replace_keeper(&mut self) -> io::Result<()> {
-        self.keeper = Kept::start_for(self.id, self.lease)?;
+        let now = Instant::now();
+        let due = self.succession.due.or_else(|| self.succession.follow(now));
+        let due = due.ok_or_else(|| self.keeper.failure())?;
+        if due > now {
+            return Ok(());
+        }
+        self.succession.due = None;
+        match Kept::start_for(self.id, self.lease) {
+            Ok(keeper) => self.keeper = keeper,
+            // Perhaps there is room for it later.
+            Err(error) => drop(self.succession.follow(now).ok_or(error)?),
+        }
         Ok(())
     }
 

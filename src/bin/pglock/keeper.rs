@@ -24,10 +24,13 @@
 //!
 //! The keeper is the same executable, and holds back every signal that can be held back: those that a terminal
 //! or a service manager sends to all. It goes by another name, so that `pkill -9 -f pglock` leaves it to do its
-//! work. If it dies, pglock starts another one.
+//! work. If it dies, pglock starts another one; and if keepers die again and again, or cannot be started, it tries
+//! at growing pauses, and after twelve seconds ends the command, which it could not answer for ([`succession`]).
 //!
 //! The group is that of the command. What left it, as daemons do, is not reached; nor is what another user owns.
 //! And between the start of the command and the moment when its keeper is told of the group, nobody stands by.
+//!
+//! [`succession`]: crate::succession
 
 use std::env;
 use std::fs;
@@ -109,6 +112,12 @@ impl Kept {
     /// Whether it has ended for another reason than that it ended the command.
     pub(crate) fn has_failed(&self) -> bool {
         self.ended.is_some() && !self.has_ended_the_command()
+    }
+
+    /// What to say of one that has failed, when there is to be no other.
+    pub(crate) fn failure(&self) -> io::Error {
+        let end = self.ended.map(|end| format!(", at last with {end}")).unwrap_or_default();
+        io::Error::other(format!("the keepers that stand by for it end again and again{end}"))
     }
 
     /// The command has ended. Tells whether the keeper ended it.

@@ -15,7 +15,8 @@
 //!   meanwhile). [`signals`], [`terminal`] and [`waiting`] serve them.
 //! - [`scheme`] has the keys of other programs.
 //! - [`lead`] runs a command for as long as this machine leads.
-//! - [`keeper`] is a process of its own that ends the command if this one cannot.
+//! - [`keeper`] is a process of its own that ends the command if this one cannot; [`succession`] says when another
+//!   one takes its place.
 //! - [`ls`], [`who`], [`kill`] and [`doctor`] look at the server; [`locks`] and [`output`] serve them.
 //! - [`exit`] has the exit codes.
 
@@ -39,6 +40,7 @@ mod run;
 mod scheme;
 mod server;
 mod signals;
+mod succession;
 mod terminal;
 mod waiting;
 mod who;
