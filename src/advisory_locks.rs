@@ -21,8 +21,8 @@ const LIST_BYTES_MAX: u32 = 60_000;
 /// The entries of a key stand together:
 ///
 /// ```no_run
-/// # use pglock::{AdvisoryLock, Config, Session};
-/// # async fn example(mut session: Session) -> pglock::Result<()> {
+/// # #[cfg(feature = "async")]
+/// # async fn example(mut session: pglock::Session) -> pglock::Result<()> {
 /// let locks = session.advisory_locks().await?;
 /// for of_key in locks.listed().chunk_by(|one, next| one.key() == next.key()) {
 ///     let waiting = of_key.iter().filter(|lock| !lock.is_granted()).count();

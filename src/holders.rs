@@ -28,6 +28,7 @@ const SHOWN_MAX: usize = 3;
 ///
 /// ```no_run
 /// # use std::time::Duration;
+/// # #[cfg(feature = "async")]
 /// # async fn example(mut lock: pglock::Lock) -> pglock::Result<()> {
 /// if !lock.lock_timeout(Duration::from_secs(10)).await? {
 ///     eprintln!("not in time: {}", lock.holders().await?);

@@ -5,8 +5,10 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
+//! # #[cfg(feature = "async")]
 //! use pglock::{Config, Lock};
 //!
+//! # #[cfg(feature = "async")]
 //! #[tokio::main]
 //! async fn main() -> pglock::Result<()> {
 //!     let mut lock = Lock::connect(&Config::from_env()?, "nightly-report").await?;
@@ -18,6 +20,8 @@
 //! }
 //!
 //! async fn report() {}
+//! # #[cfg(not(feature = "async"))]
+//! # fn main() {}
 //! ```
 //!
 //! # Where to begin
@@ -32,8 +36,7 @@
 //! - [`Semaphore`] lets in so many at a time, of all programs that use its name, on a manager.
 //! - [`Election`] has one candidate of many lead, on a manager.
 //! - [`Stats`] says what a manager has, and what it has done.
-//! - [`blocking`] has a [`Lock`](blocking::Lock) and a [`Session`](blocking::Session) for threads without a
-//!   runtime.
+//! - [`blocking`] has a `Lock` and a `Session` for threads without a runtime.
 //! - [`Canceller`] ends a wait from elsewhere. Dropping the waiting future does it too.
 //! - [`Fence`] is a number that only rises, taken with a lock, by which storage tells the holder of now
 //!   from one of the past.
@@ -48,18 +51,17 @@
 //! # What holds
 //!
 //! - A lock that was acquired is held until it is unlocked, its session is closed or dropped, or
-//!   [`lost`](Lock::lost) tells that the session is gone. It is never acquired again in secret.
+//!   [`lost`] tells that the session is gone. It is never acquired again in secret.
 //! - Whatever ends a wait, the session afterwards holds what it says it holds, and can be used further.
-//! - When [`unlock`](Lock::unlock) has taken the last level, or [`close`](Lock::close) returns, the next
-//!   session gets the lock at once.
+//! - When [`unlock`] has taken the last level, or [`close`] returns, the next session gets the lock at once.
 //! - A standby and a server that is not PostgreSQL are refused: their locks may exclude nobody. Behind a
 //!   connection pooler, locks are held in transactions: see [`Pooler`].
 //!
 //! # Features
 //!
 //! - `async` (on by default): [`Lock`] and [`Session`], for tasks on tokio's runtime.
-//! - `blocking` (off by default): [the same for threads](blocking), without a runtime. One of these two features
-//!   has to be on.
+//! - `blocking` (off by default): [the same for threads][`blocking`], without a runtime. One of these two
+//!   features has to be on.
 //! - `manager` (on by default): [`LockManager`], [`Semaphore`] and [`Election`], with what belongs to them.
 //!   A program of [`Lock`]s alone builds faster without them.
 //! - `md5` (on by default): logging in by MD5, which PostgreSQL has deprecated.
@@ -86,7 +88,42 @@
 //!   [lease](Config::lease). Where it must not write after it wakes, take a [`Fence`].
 //! - A session lives on the tokio runtime on which it was connected, with I/O and time enabled. What
 //!   a dropped future leaves to do is done there: a runtime of one thread has to be kept running. What is
-//!   [blocking] needs none.
+//!   [`blocking`] needs none.
+//!
+
+// Without the feature that brings what it names, a link leads to that feature, or to what threads have in its
+// place: the first of two definitions counts.
+#![cfg_attr(
+    not(feature = "async"),
+    doc = "
+[`Lock`]: blocking::Lock
+[`Session`]: blocking::Session
+[`Session::terminate_holder`]: blocking::Session::terminate_holder
+[`Canceller`]: blocking::Canceller
+[`Locker`]: #features
+[`lost`]: #features
+[`unlock`]: blocking::Lock::unlock
+[`close`]: blocking::Lock::close"
+)]
+#![cfg_attr(
+    not(feature = "manager"),
+    doc = "
+[`LockManager`]: #features
+[`Guard`]: #features
+[`GuardSet`]: #features
+[`Stats`]: #features
+[`Semaphore`]: #features
+[`Election`]: #features"
+)]
+#![cfg_attr(not(feature = "blocking"), doc = "[`blocking`]: #features")]
+//! [`lost`]: Lock::lost
+//! [`unlock`]: Lock::unlock
+//! [`close`]: Lock::close
+
+#![cfg_attr(
+    not(all(feature = "manager", feature = "tls")),
+    allow(rustdoc::broken_intra_doc_links, reason = "not every item has such definitions")
+)]
 
 #[cfg(not(any(feature = "async", feature = "blocking")))]
 compile_error!("pglock needs its feature `async`, `blocking`, or both");
@@ -150,6 +187,6 @@ pub use semaphore::{Permit, Semaphore};
 pub use session::{Canceller, Session};
 
 /// Compiles the README's program with the tests of the documentation.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "async"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -482,8 +482,10 @@ impl Config {
     /// ```no_run
     /// use std::time::Duration;
     ///
+    /// # #[cfg(feature = "async")]
     /// use pglock::{Config, Lock};
     ///
+    /// # #[cfg(feature = "async")]
     /// # async fn example() -> pglock::Result<()> {
     /// let mut config = Config::from_env()?;
     /// config.lease(Duration::from_secs(10));

@@ -13,8 +13,10 @@ use tokio::sync::Notify;
 /// # Examples
 ///
 /// ```no_run
+/// # #[cfg(feature = "async")]
 /// use pglock::{Config, ErrorKind, Lock};
 ///
+/// # #[cfg(feature = "async")]
 /// # async fn example() -> pglock::Result<()> {
 /// let mut lock = Lock::connect(&Config::from_env()?, "nightly-report").await?;
 /// let canceller = lock.canceller();

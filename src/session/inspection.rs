@@ -34,7 +34,9 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
+    /// # #[cfg(feature = "async")]
     /// # use pglock::{Config, Session};
+    /// # #[cfg(feature = "async")]
     /// # async fn example() -> pglock::Result<()> {
     /// let mut session = Session::connect(&Config::from_env()?).await?;
     /// let locks = session.advisory_locks().await?;
@@ -93,8 +95,8 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
-    /// # use pglock::{Config, Session};
-    /// # async fn example(mut session: Session) -> pglock::Result<()> {
+    /// # #[cfg(feature = "async")]
+    /// # async fn example(mut session: pglock::Session) -> pglock::Result<()> {
     /// for holder in session.holders("nightly").await?.holders() {
     ///     if let Some(process_id) = holder.process_id() {
     ///         session.terminate_holder("nightly", process_id).await?;
@@ -131,7 +133,9 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
+    /// # #[cfg(feature = "async")]
     /// # use pglock::{Config, Session};
+    /// # #[cfg(feature = "async")]
     /// # async fn example() -> pglock::Result<()> {
     /// let mut session = Session::connect(&Config::from_env()?).await?;
     /// let report = session.diagnose().await?;
@@ -165,6 +169,7 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
+    /// # #[cfg(feature = "async")]
     /// # async fn example(mut session: pglock::Session) -> pglock::Result<()> {
     /// println!("the server answers in {:?}", session.ping().await?);
     /// # Ok(())

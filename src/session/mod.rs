@@ -85,8 +85,10 @@ const OUT_OF_MEMORY: &str = "53200";
 /// # Examples
 ///
 /// ```no_run
+/// # #[cfg(feature = "async")]
 /// use pglock::{Config, Mode, Session};
 ///
+/// # #[cfg(feature = "async")]
 /// # async fn example() -> pglock::Result<()> {
 /// let mut session = Session::connect(&Config::from_env()?).await?;
 /// session.lock("accounts", Mode::Shared).await?;
@@ -346,8 +348,9 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
-    /// # use pglock::{Mode, Session};
-    /// # async fn example(mut session: Session) -> pglock::Result<()> {
+    /// # use pglock::Mode;
+    /// # #[cfg(feature = "async")]
+    /// # async fn example(mut session: pglock::Session) -> pglock::Result<()> {
     /// if !session.try_lock("accounts", Mode::Exclusive).await? {
     ///     for holder in session.holders("accounts").await?.holders() {
     ///         eprintln!("{holder}");
