@@ -13,7 +13,7 @@
 /// In a transaction a session holds one lock at a time, and keeps a server connection of the pooler for
 /// as long as it holds or waits for it. A pool that has none left makes the next one wait: a second after
 /// its time, such a wait ends with an error of kind [`Timeout`](crate::ErrorKind::Timeout), and so does
-/// the session. There are no fencing tokens there.
+/// the session. A try does so after 5 s. There are no fencing tokens there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Pooler {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Timeout;
 
 use super::core::{Awaited, RequestId};
-use super::{Guard, LockManager, Shared, outcome};
+use super::{Asked, Guard, LockManager, Shared, outcome, unserved};
 use crate::error::Result;
 use crate::key::Key;
 use crate::session::Choice;
@@ -19,9 +19,14 @@ impl LockManager {
     pub(crate) async fn try_any(&self, choice: Choice) -> Result<Option<Guard>> {
         let what = format!("a lock of class {}", choice.class);
         let (caller, told) = oneshot::channel();
-        let id = self.shared.with(|core, now| core.request_any(choice, caller, now));
+        let (id, asked) = self
+            .shared
+            .with(|core, now| (core.request_any(choice, caller, now), Asked::of(core, now)));
         let _request = Request { shared: &self.shared, id };
-        outcome(told.await, what)
+        match self.shared.unless_unserved(asked, told).await {
+            Some(told) => outcome(told, what),
+            None => Err(unserved().context(what)),
+        }
     }
 
     /// Whether a key is waited for, and how.

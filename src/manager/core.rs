@@ -305,6 +305,11 @@ impl<R> Core<R> {
         self.one_key_each.then_some(self.limits.sessions)
     }
 
+    /// Whether it is known that no pooler stands before the server.
+    pub(super) fn is_direct(&self) -> bool {
+        self.stats.connects > 0 && !self.one_key_each
+    }
+
     /// Somebody wants a lock, and is replied to.
     pub(super) fn request(
         &mut self,

@@ -42,7 +42,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
-use crate::session::LockId;
+use crate::session::{LockId, TRY_WITHIN};
 use crate::trace;
 use crate::wait::{after, now};
 pub use guard::Guard;
@@ -177,7 +177,8 @@ impl LockManager {
     /// - Those of [`Session::connect`](crate::Session::connect), if there is no session and none can be
     ///   had.
     /// - [`ErrorKind::Timeout`] through a transaction pooler, if all sessions that the manager may have hold
-    ///   or wait for a key.
+    ///   or wait for a key, or if the pool has no server connection to lend within 5 s. Before its first session
+    ///   stands, the manager does not know of the pooler: then it takes as long as connecting may.
     /// - [`ErrorKind::OutOfLockMemory`] or another error of the server.
     /// - [`ErrorKind::Closed`] after [`close`](LockManager::close).
     ///
@@ -276,7 +277,8 @@ impl LockManager {
     /// while.
     ///
     /// Through a transaction pooler, it takes a session that neither holds nor waits for anything, and a
-    /// server connection of the pool for a moment: see [`Session::holders`](crate::Session::holders).
+    /// server connection of the pool for a moment: see [`Session::holders`](crate::Session::holders). If the pool
+    /// has none, it asks once more on another session, which may take a minute in all.
     ///
     /// # Errors
     ///
@@ -384,19 +386,23 @@ impl LockManager {
     ) -> Result<Option<Guard>> {
         let (caller, mut told) = oneshot::channel();
         let lock = LockId { key, mode };
-        let id = self.shared.with(|core, now| core.request(lock, patience, caller, now));
+        let (id, asked) = self
+            .shared
+            .with(|core, now| (core.request(lock, patience, caller, now), Asked::of(core, now)));
         let mut request = Request { shared: &self.shared, key, id: Some(id) };
-        let told = match until.filter(|_| patience == Patience::Waits) {
-            None => told.await,
-            Some(until) => match self.shared.timeout_at(until, &mut told).await {
-                Ok(told) => told,
-                Err(_) => match request.give_up() {
-                    Some(why) => Ok(Told::Failed(why)),
-                    // It may have been granted at the last moment.
-                    None => Ok(told.try_recv().unwrap_or(Told::Busy)),
-                },
-            },
+        let answer = match patience {
+            Patience::None => self.shared.unless_unserved(asked, &mut told).await,
+            Patience::Waits => self.shared.until(until, &mut told).await,
         };
+        let told = answer.unwrap_or_else(|| {
+            let why = request.give_up();
+            // It may have been granted at the last moment.
+            Ok(told.try_recv().unwrap_or_else(|_| match (why, patience) {
+                (Some(why), _) => Told::Failed(why),
+                (None, Patience::None) => Told::Failed(unserved()),
+                (None, Patience::Waits) => Told::Busy,
+            }))
+        });
         request.id = None;
         outcome(told, lock)
     }
@@ -431,6 +437,19 @@ enum Told {
     Done,
     Inspected(Holders),
     Failed(Error),
+}
+
+/// When something was asked for, and whether it is known by then that there is no pooler.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: Instant,
+    directly: bool,
+}
+
+impl Asked {
+    fn of<R>(core: &Core<R>, at: Instant) -> Self {
+        Self { at, directly: core.is_direct() }
+    }
 }
 
 /// A question that has not been answered. It is taken back when this is dropped.
@@ -612,6 +631,26 @@ impl Shared {
         }
     }
 
+    /// The answer to whoever does not wait: unless a pooler keeps it for too long.
+    async fn unless_unserved<F: Future + Unpin>(
+        &self,
+        asked: Asked,
+        mut answer: F,
+    ) -> Option<F::Output> {
+        if asked.directly {
+            return Some(answer.await);
+        }
+        let mut until = asked.at + TRY_WITHIN;
+        loop {
+            match self.timeout_at(until, &mut answer).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if self.state().core.locks_max().is_some() => return None,
+                // The first session is being opened, or there is no pooler.
+                Err(_) => until = now() + TRY_WITHIN,
+            }
+        }
+    }
+
     /// A session is over. Says for how long none is opened, if so.
     fn ended(self: &Arc<Self>, id: SessionId, why: Option<Error>) -> Option<Duration> {
         let pause = self.with(|core, now| {
@@ -700,6 +739,13 @@ fn timeout_anywhere<F: Future>(until: Instant, future: F, runtime: Option<&Handl
     let is_elsewhere = Handle::try_current().is_err();
     let _entered = runtime.filter(|_| is_elsewhere).map(Handle::enter);
     timeout_at(until.into(), future)
+}
+
+fn unserved() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the pooler had no free server connection within 5 s; give it more, or hold fewer locks",
+    )
 }
 
 fn runtime_ended() -> Error {

@@ -22,7 +22,7 @@ use tokio::sync::{MutexGuard, oneshot};
 
 use super::core::Patience;
 use super::guard::{self, Guard};
-use super::{LockManager, Request, no_answer, outcome};
+use super::{Asked, LockManager, Request, no_answer, outcome, unserved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::key::{Key, Mode};
@@ -123,20 +123,22 @@ impl LockManager {
     }
 
     async fn ask_for_all(&self, keys: &BTreeSet<Key>) -> Result<Option<GuardSet>> {
-        let asked: Vec<_> = self.shared.with(|core, now| {
+        let (requests, asked): (Vec<_>, _) = self.shared.with(|core, now| {
             let ask = |&key: &Key| {
                 let (caller, told) = oneshot::channel();
                 let lock = LockId { key, mode: Mode::Exclusive };
                 let id = core.request(lock, Patience::None, caller, now);
                 (Request { shared: &self.shared, key, id: Some(id) }, told)
             };
-            keys.iter().map(ask).collect()
+            (keys.iter().map(ask).collect(), Asked::of(core, now))
         });
-        let mut guards = Vec::with_capacity(asked.len());
-        for (mut request, told) in asked {
-            let told = told.await;
-            request.id = None;
+        let mut guards = Vec::with_capacity(requests.len());
+        for (mut request, told) in requests {
             let lock = LockId { key: request.key, mode: Mode::Exclusive };
+            let Some(told) = self.shared.unless_unserved(asked, told).await else {
+                return Err(unserved().context(lock.to_string()));
+            };
+            request.id = None;
             let Some(guard) = outcome(told, lock)? else { return Ok(None) };
             guards.push(guard);
         }

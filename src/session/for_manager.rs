@@ -19,7 +19,11 @@ use crate::net::TellTale;
 impl Session {
     /// Connects for keys that are not known yet.
     pub(crate) async fn connect_for_manager(config: &Config) -> Result<Self> {
-        Self::connect_as(config, "pglock", "manager").await
+        let mut session = Self::connect_as(config, "pglock", "manager").await?;
+        if let Place::Here(wire) = &mut session.place {
+            wire.wait_for_pooler();
+        }
+        Ok(session)
     }
 
     /// Whether calls can be made [together](Session::make).

@@ -56,6 +56,10 @@ pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the server may take to go on after an error that it reported.
 pub(super) const GO_ON_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a transaction may take to open for a lock that is not to be waited for: a pooler may have to lend
+/// what it has to others first.
+pub(crate) const TRY_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long a transaction that nobody waits for any more may take to open.
 pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -190,6 +194,8 @@ pub(crate) struct Machine {
     unconfirmed: Option<Box<Unconfirmed>>,
     /// When whoever made the request has to be told of something, if he does not wait for ever.
     tell_by: Option<Instant>,
+    /// See [`TRY_WITHIN`].
+    try_within: Duration,
     state: State,
     last_words: Option<ServerError>,
 }
@@ -300,9 +306,16 @@ impl Machine {
             sent: now.into(),
             unconfirmed: None,
             tell_by: None,
+            try_within: TRY_WITHIN,
             state: State::Idle,
             last_words: None,
         }
+    }
+
+    /// Leaves it to the caller how long a pooler may take: he withdraws what he does not want any more.
+    #[cfg(feature = "manager")]
+    pub(crate) fn wait_for_pooler(&mut self) {
+        self.try_within = ANSWER_WITHIN;
     }
 
     pub(crate) fn connection(&mut self) -> &mut Connection {
@@ -409,6 +422,7 @@ impl Machine {
         let state = match &self.means {
             Means::Transaction { begin, .. } if ask.takes() => {
                 self.connection.script(begin)?;
+                let answer_by = answer_by.min(now + self.try_within);
                 until = ask.until(answer_by);
                 State::Opening(Asked::new(ask, answer_by))
             }

@@ -53,6 +53,8 @@ use self::canceller::{Cancellable, Signal};
 pub(crate) use self::choice::{Choice, Range};
 #[cfg(feature = "manager")]
 pub(crate) use self::lease::Clocks;
+#[cfg(feature = "manager")]
+pub(crate) use self::machine::TRY_WITHIN;
 use self::machine::{Ask, Held, Outcome, cannot_lock};
 #[cfg(feature = "manager")]
 pub(crate) use self::wire::CLOSE_WITHIN;
@@ -158,6 +160,9 @@ impl Session {
     }
 
     /// Takes the lock if no other session is in its way, and says whether it did.
+    ///
+    /// Through a transaction pooler, it waits for a server connection of the pool: for 5 s at most, upon which
+    /// the session is lost.
     ///
     /// # Errors
     ///

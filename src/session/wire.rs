@@ -134,6 +134,12 @@ impl Wire {
         self.machine.holds_one_lock()
     }
 
+    /// See [`Machine::wait_for_pooler`].
+    #[cfg(feature = "manager")]
+    pub(super) fn wait_for_pooler(&mut self) {
+        self.machine.wait_for_pooler();
+    }
+
     /// Whether a pooler may stand before the server.
     pub(super) fn may_be_pooled(&self) -> bool {
         self.machine.may_be_pooled()

@@ -28,8 +28,7 @@ const SHORT: Duration = Duration::from_millis(50);
 /// Far less than what would have to be waited for takes, and enough on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// How long a session may stay in a pooler's queue with a request that nobody wants: a second, and more on a busy
-/// machine.
+/// How long a request may stay in a pooler's queue for which nobody waits: 5 s, and more on a busy machine.
 const NOT_SERVED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the end of a session may take.
@@ -870,11 +869,10 @@ async fn closing_does_not_wait_for_a_pooler_that_has_no_server_connection() {
     soon(guard.unlock()).await.unwrap();
 }
 
-/// A pool with so few server connections, and a manager with as many sessions.
-fn small_pool(stage: &Stage<'_>, size: u32) -> (PgBouncer, LockManager) {
+/// A pool with so few server connections, and a manager with so many sessions.
+fn small_pool(stage: &Stage<'_>, size: u32, sessions: usize) -> (PgBouncer, LockManager) {
     let bouncer = PgBouncer::start(Cluster::default_cluster(), PoolMode::Transaction, size);
     let config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
-    let sessions = size.try_into().unwrap();
     (bouncer, LockManager::builder(config).max_sessions(sessions).build())
 }
 
@@ -890,7 +888,8 @@ fn occupy(bouncer: &PgBouncer) -> Raw {
 async fn whoever_asks_next_gets_the_session_of_a_request_that_a_pooler_did_not_serve() {
     for is_for_one_of_several in [false, true] {
         let stage = Stage::new();
-        let (bouncer, alice) = small_pool(&stage, if is_for_one_of_several { 2 } else { 1 });
+        let size = if is_for_one_of_several { 2 } else { 1 };
+        let (bouncer, alice) = small_pool(&stage, size, size.try_into().unwrap());
         let semaphore = alice.semaphore(&format!("small pool {}", stage.number()), 2);
         let mut occupant;
         if is_for_one_of_several {
@@ -920,7 +919,7 @@ async fn whoever_asks_next_gets_the_session_of_a_request_that_a_pooler_did_not_s
 #[tokio::test]
 async fn a_session_that_a_pooler_does_not_serve_ends_with_its_request() {
     let stage = Stage::new();
-    let (bouncer, alice) = small_pool(&stage, 1);
+    let (bouncer, alice) = small_pool(&stage, 1, 1);
     soon(soon(alice.lock(stage.key())).await.unwrap().unlock()).await.unwrap();
     let mut occupant = occupy(&bouncer);
     assert!(soon(alice.lock_timeout(stage.key(), SHORT)).await.unwrap().is_none());
@@ -930,6 +929,40 @@ async fn a_session_that_a_pooler_does_not_serve_ends_with_its_request() {
     occupant.rows("COMMIT");
     let guard = soon(alice.try_lock(stage.key())).await.unwrap().expect("it is free");
     soon(guard.unlock()).await.unwrap();
+}
+
+/// All server connections of the pool are lent, whether another session has to be opened or not.
+#[tokio::test]
+async fn whoever_does_not_wait_does_not_wait_for_a_pooler_either() {
+    let stage = Stage::new();
+    let needs_sessions = async {
+        let (_bouncer, alice) = small_pool(&stage, 1, 4);
+        let guard = soon(alice.lock((7_018, 1))).await.unwrap();
+        let set = alice.lock_all_timeout([(7_018, 3), (7_018, 4)], Duration::ZERO);
+        tokio::join!(assert_not_served(alice.try_lock((7_018, 2))), assert_not_served(set));
+        assert!(guard.is_held());
+    };
+    let has_session = async {
+        let (bouncer, alice) = small_pool(&stage, 1, 1);
+        soon(soon(alice.lock((7_018, 5))).await.unwrap().unlock()).await.unwrap();
+        let _occupant = occupy(&bouncer);
+        assert_not_served(alice.try_lock_shared((7_018, 6))).await;
+    };
+    let wants_permit = async {
+        let (bouncer, alice) = small_pool(&stage, 2, 2);
+        let semaphore = alice.semaphore(&format!("not served {}", stage.number()), 2);
+        soon(soon(semaphore.acquire()).await.unwrap().release()).await.unwrap();
+        let _occupant = occupy(&bouncer);
+        assert_not_served(semaphore.try_acquire()).await;
+    };
+    tokio::join!(needs_sessions, has_session, wants_permit);
+}
+
+async fn assert_not_served<T>(tried: impl Future<Output = pglock::Result<Option<T>>>) {
+    let tried = timeout(NOT_SERVED_WITHIN, tried).await.expect("it does not wait");
+    let error = tried.map(|tried| tried.is_some()).unwrap_err();
+    assert_eq!((error.kind(), error.is_lost()), (ErrorKind::Timeout, false), "{error}");
+    assert!(error.to_string().contains("the pooler had no free server connection"), "{error}");
 }
 
 /// It sleeps for no more than the test's own time.

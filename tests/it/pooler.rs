@@ -17,6 +17,8 @@ use crate::stage::{
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
+/// What a try has for that, and more on a busy machine.
+const NOT_SERVED_WITHIN: Duration = Duration::from_secs(10);
 /// Several times the timeouts of [`role::HURRIED`].
 const LONGER_THAN_ANY_TIMEOUT: Duration = Duration::from_millis(1200);
 
@@ -495,6 +497,17 @@ async fn a_request_behind_a_pooler_can_be_dropped_at_every_point() {
         contest.drop_at_every_poll(async |bob| bob.lock().await).await.unwrap();
         contest.drop_at_every_poll(async |bob| bob.unlock().await).await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn whoever_only_tries_does_not_wait_for_the_pooler() {
+    let mut pool = Pool::new(1);
+    let (mut alice, mut bob) = (pool.lock("alice").await, pool.lock("bob").await);
+    alice.lock().await.unwrap();
+    let tried = timeout(NOT_SERVED_WITHIN, bob.try_lock_shared()).await;
+    assert_turned_away(&tried.expect("it does not wait").unwrap_err());
+    assert_eq!(pool.stage.locks(), ["alice holds exclusive"]);
+    alice.unlock().await.unwrap();
 }
 
 /// The pooler has nothing left for Bob: he is told so, and never that the lock is his.

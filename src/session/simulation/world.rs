@@ -16,7 +16,7 @@ use crate::protocol::{Connection, Credentials, Event, ServerIdentity};
 use crate::session::advisory::Means;
 use crate::session::lease::Lease;
 use crate::session::machine::{
-    ANSWER_WITHIN, Action, Ask, Loss, Machine, OPEN_WITHIN, Outcome, SETTLE_WITHIN,
+    ANSWER_WITHIN, Action, Ask, Loss, Machine, OPEN_WITHIN, Outcome, SETTLE_WITHIN, TRY_WITHIN,
 };
 
 /// Something that happens at some time. Times are microseconds since the start.
@@ -291,7 +291,7 @@ impl World {
         let silent = self.network != Network::Works;
         let delayed = self.leased.is_delayed();
         let under_way = 2_000 + if delayed { TOO_LATE } else { LATE };
-        let unserved = silent || microseconds(OPEN_WITHIN) < queued_for + under_way;
+        let unserved = |within| silent || microseconds(within) < queued_for + under_way;
         let since = |at| Duration::from_micros(self.clock - at);
         let taken = since(asked_at);
         let (case, is_due) = match loss {
@@ -313,8 +313,8 @@ impl World {
             Loss::Moved => (Case::Moved, self.request.answered_elsewhere && taken < SETTLE_WITHIN),
             // Half an error may have come at the last moment.
             Loss::NotServed | Loss::Stuck(_) => match self.request.gives_up_at {
-                Some(at) => (Case::NotServed, unserved && since(at) <= OPEN_WITHIN),
-                None => (Case::NotServed, unserved && taken == ANSWER_WITHIN),
+                Some(at) => (Case::NotServed, unserved(OPEN_WITHIN) && since(at) <= OPEN_WITHIN),
+                None => (Case::NotServed, unserved(TRY_WITHIN) && taken == TRY_WITHIN),
             },
             _ => (Case::Lost, false),
         };
@@ -511,7 +511,7 @@ impl World {
             self.doing = Doing::Queues(command, self.clock);
             // Now and then until the very moment at which the machine's patience ends.
             if self.random.one_in(8) {
-                let patience = if self.random.one_in(2) { OPEN_WITHIN } else { ANSWER_WITHIN };
+                let patience = if self.random.one_in(2) { OPEN_WITHIN } else { TRY_WITHIN };
                 let ends_at = self.clock + microseconds(patience) + self.random.up_to(12_000);
                 self.plan_filling(ends_at - 4_000);
             }
