@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pglock::{ErrorKind, Key, LockManager, Permit, Semaphore};
 use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Settings, Shutdown, Traffic, Way};
@@ -354,24 +354,26 @@ async fn those_who_wait_outlast_a_restart_of_the_server() {
     drop(soon(waiting).await.unwrap().unwrap());
 }
 
-/// Whichever task of the process it is that asks the server.
+/// Whichever task of the process it is that asks the server. The turnstile is taken by a prepared transaction, which
+/// still has it when the server has come back.
 #[tokio::test]
 async fn who_is_out_of_time_is_told_why_the_server_was_not_reached() {
-    let mut cluster = Settings::new().start();
+    let mut cluster = Settings::new().set("max_prepared_transactions", "1").start();
     let url = cluster.url_for(&role::TRUST);
-    let manager = || LockManager::new(url.parse().unwrap());
-    let (alice, bob) = (manager().semaphore("outage", 1), manager().semaphore("outage", 1));
+    let semaphore = || LockManager::new(url.parse().unwrap()).semaphore("outage", 1);
+    let (alice, bob) = (semaphore(), semaphore());
     let permit = soon(bob.acquire()).await.unwrap();
-    let turnstile = key(&permit, TURNSTILE);
-    let look = manager();
-    let at_turnstile = soon(look.lock(turnstile)).await.unwrap();
+    let mut psql = cluster.raw();
+    psql.rows("BEGIN");
+    psql.rows(&format!("SELECT pg_advisory_xact_lock{}", key(&permit, TURNSTILE)));
+    psql.rows("PREPARE TRANSACTION 'turnstile'");
     let acquire = |timeout: Duration| {
         let alice = alice.clone();
         tokio::spawn(async move { alice.acquire_timeout(timeout).await })
     };
     // It begins while the server is there, waits there, and ends when the server is gone.
-    let waits = [4, 3].map(|seconds| acquire(Duration::from_secs(seconds)));
-    eventually_waits_for(&look, turnstile).await;
+    let waits = [8, 7].map(|seconds| acquire(Duration::from_secs(seconds)));
+    eventually_somebody_waits(&cluster).await;
     cluster.stop(Shutdown::Fast);
     for waiting in waits {
         let error = soon(waiting).await.unwrap().unwrap_err();
@@ -379,28 +381,23 @@ async fn who_is_out_of_time_is_told_why_the_server_was_not_reached() {
         assert!(error.to_string().contains("outage"), "{error}");
     }
 
-    // It begins while the server is gone, and ends when the server is there, and others wait.
-    drop((permit, at_turnstile));
-    let waits = [8, 9].map(|seconds| acquire(Duration::from_secs(seconds)));
+    // It begins while the server is gone, and ends when the server is there, and others are in the way.
+    drop(permit);
+    let waits = [15, 16].map(|seconds| acquire(Duration::from_secs(seconds)));
     // One of them has tried.
     while soon(alice.acquire_timeout(SHORT)).await.is_ok() {}
     cluster.start();
-    let at_turnstile = soon(look.lock(turnstile)).await.unwrap();
-    eventually_waits_for(&look, turnstile).await;
+    eventually_somebody_waits(&cluster).await;
     for waiting in waits {
         assert!(soon(waiting).await.unwrap().unwrap().is_none());
     }
-    drop(at_turnstile);
+    cluster.raw().rows("ROLLBACK PREPARED 'turnstile'");
     drop(soon(alice.acquire()).await.unwrap());
 }
 
-/// Waits until somebody waits for the key.
-async fn eventually_waits_for(look: &LockManager, key: Key) {
-    let latest = Instant::now() + PATIENCE;
-    while soon(look.inspect(key)).await.unwrap().waiting() == 0 {
-        assert!(Instant::now() < latest, "nobody waits for {key}");
-        sleep(Duration::from_millis(5)).await;
-    }
+async fn eventually_somebody_waits(cluster: &Cluster) {
+    const WAITS: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    eventually("somebody waits", PATIENCE, || cluster.raw().value(WAITS) != "0").await;
 }
 
 #[tokio::test]
