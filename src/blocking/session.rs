@@ -78,6 +78,9 @@ impl Session {
 
     /// Takes the lock if no other session is in its way, and says whether it did.
     ///
+    /// Through a transaction pooler, it waits for a server connection of the pool: for 5 s at most, upon which
+    /// the session is lost.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) or another error of the server,

@@ -77,8 +77,9 @@ const PLACE_FOR: Duration = Duration::from_millis(500);
 ///
 /// Its sessions live on the runtime on which the first lock was asked for, from wherever they are used: that
 /// has to go on running. While it does, the futures of the manager and of its guards may be polled anywhere,
-/// also where there is no runtime (but not on one of tokio's that has no time enabled). When it ends, so does the manager, as if it were closed. So a manager that outlives
-/// its first runtime, such as a static one in the tests of a program, is one for each runtime instead.
+/// also where there is no runtime (but not on one of tokio's that has no time enabled). When it ends, so does the
+/// manager, as if it were closed. So a manager that outlives its first runtime, such as a static one in the tests
+/// of a program, is one for each runtime instead.
 ///
 /// Through a transaction pooler (see [`Pooler`](crate::Pooler)), each key that is held or waited for takes
 /// a session of its own, and a server connection of the pool: allow it as many as it needs.

@@ -18,7 +18,9 @@ use crate::scripted::messages::{
     notice, one_row, parameter_status, ready_for_query, returned, set, void,
 };
 use crate::scripted::scram::sasl_continue;
-use crate::scripted::{KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, VERSION, timely};
+use crate::scripted::{
+    Backend, KEY, LOCK, PROCESS_ID, SECRET, Script, TRY_LOCK, UNLOCK, VERSION, timely,
+};
 use crate::stage::{PATIENCE, Stage};
 
 /// Long enough for a request to be heard, and short enough not to be noticed.
@@ -204,6 +206,17 @@ fn a_server_has_the_last_word_on_every_socket() {
     }
 }
 
+/// A lock of a thread that has it.
+async fn hold(backend: &Backend) -> Lock {
+    let config = backend.config();
+    let locking = spawn_blocking(move || {
+        let mut lock = Lock::connect(&config, KEY).unwrap();
+        assert!(lock.try_lock().unwrap());
+        lock
+    });
+    timely(locking).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_connection_that_broke_between_two_requests_is_told_to_have_broken() {
     let script = Script::new()
@@ -214,13 +227,7 @@ async fn a_connection_that_broke_between_two_requests_is_told_to_have_broken() {
         .resets()
         .cues();
     let backend = script.play().await;
-    let config = backend.config();
-    let locking = spawn_blocking(move || {
-        let mut lock = Lock::connect(&config, KEY).unwrap();
-        assert!(lock.try_lock().unwrap());
-        lock
-    });
-    let mut lock = locking.await.unwrap();
+    let mut lock = hold(&backend).await;
     backend.prompt();
     backend.cue().await;
     let holding = spawn_blocking(move || lock.hold(|| unreachable!("it is lost")).unwrap_err());
@@ -245,13 +252,7 @@ async fn an_answer_to_nothing_is_not_taken_for_that_of_the_next_request() {
         .cues()
         .left();
     let backend = script.play().await;
-    let config = backend.config();
-    let locking = spawn_blocking(move || {
-        let mut lock = Lock::connect(&config, KEY).unwrap();
-        assert!(lock.try_lock().unwrap());
-        lock
-    });
-    let mut lock = timely(locking).await.unwrap();
+    let mut lock = hold(&backend).await;
     backend.prompt();
     backend.cue().await;
     let unlocking = spawn_blocking(move || lock.unlock().unwrap_err());

@@ -903,10 +903,8 @@ async fn whoever_asks_next_gets_the_session_of_a_request_that_a_pooler_did_not_s
             assert!(soon(alice.lock_timeout(stage.key(), SHORT)).await.unwrap().is_none());
         }
         let connects = alice.stats().connects;
-        let served = async {
-            sleep(SHORT).await;
-            occupant.rows("COMMIT");
-        };
+        // Once the next request is made.
+        let served = async { drop(occupant.rows("COMMIT")) };
         let (next, ()) =
             soon(async { tokio::join!(alice.try_lock(-stage.number()), served) }).await;
         let guard = next.unwrap().expect("nobody else wants it");
