@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+#[cfg(feature = "async")]
 use tokio::sync::Notify;
 
 /// Ends the wait of the lock or session that it was made from.
@@ -34,6 +35,7 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug)]
 pub struct Canceller(Arc<Signal>);
 
+#[cfg(feature = "async")]
 impl Canceller {
     /// Ends the wait that is going on, and returns when it has ended. Does nothing if there is none.
     ///
@@ -72,6 +74,8 @@ impl Canceller {
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     state: Mutex<State>,
+    /// A thread that asks for the end does not wait for it.
+    #[cfg(feature = "async")]
     ended: Notify,
 }
 
@@ -119,6 +123,7 @@ impl Signal {
         Some(wait)
     }
 
+    #[cfg(feature = "async")]
     fn is_asked(&self, wait: u64) -> bool {
         let state = self.state();
         state.phase == Phase::Asked && state.wait == wait
@@ -159,6 +164,7 @@ impl Drop for Cancellable {
         let waiter = state.waiter.take();
         drop(state);
         drop(waiter);
+        #[cfg(feature = "async")]
         self.0.ended.notify_waiters();
     }
 }

@@ -42,8 +42,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
 pub(crate) use self::advisory::LockId;
 #[cfg(feature = "manager")]
 pub(crate) use self::batch::Call;
@@ -65,7 +63,7 @@ use crate::fence::Fence;
 use crate::holders::Holders;
 use crate::key::{Key, Mode};
 use crate::trace;
-use crate::wait::{self, after, now};
+use crate::wait::{self, Errand, after, now};
 pub use canceller::Canceller;
 
 const DEADLOCK_DETECTED: &str = "40P01";
@@ -117,7 +115,7 @@ pub struct Session {
 enum Place {
     Here(Box<Wire>),
     /// With a task that gives it back when it is settled.
-    Away(oneshot::Receiver<Result<Box<Wire>>>),
+    Away(Errand<Result<Box<Wire>>>),
     Gone(Error),
 }
 
@@ -565,8 +563,8 @@ impl Session {
         // A future that was forgotten instead of dropped leaves its request behind.
         self.settle_elsewhere();
         if let Place::Away(returning) = &mut self.place {
-            let returned = ready!(Pin::new(returning).poll(cx));
-            match returned.unwrap_or_else(|_| Err(abandoned())) {
+            let returned = ready!(returning.poll(cx));
+            match returned.unwrap_or_else(|| Err(abandoned())) {
                 Ok(wire) => self.place = Place::Here(wire),
                 Err(error) => return Poll::Ready(Err(self.gone(error))),
             }
@@ -654,10 +652,10 @@ impl Session {
 
     #[cold]
     fn hand_over(&mut self) {
-        let (give_back, returning) = oneshot::channel();
-        if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Away(returning)) {
+        // Nobody sees what stands there meanwhile.
+        if let Place::Here(wire) = std::mem::replace(&mut self.place, Place::Gone(abandoned())) {
             // If the session is gone too by then, the wire is dropped, and its socket closed.
-            self.waits_at.spawn(async move { drop(give_back.send(wire.settle().await)) });
+            self.place = Place::Away(self.waits_at.spawn(wire.settle()));
         }
     }
 

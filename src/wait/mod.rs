@@ -16,7 +16,9 @@ mod task;
 pub(crate) mod thread;
 
 use std::future::Future;
-use std::task::Context;
+#[cfg(feature = "blocking")]
+use std::marker::PhantomData;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Who waits.
@@ -146,12 +148,43 @@ impl Place {
     }
 
     /// Has a task of its own do the work; a thread that waits drops it.
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Errand<T> {
         match self {
             #[cfg(feature = "async")]
-            Self::Runtime(runtime) => drop(runtime.spawn(work)),
+            Self::Runtime(runtime) => Errand::Task(runtime.spawn(work)),
             #[cfg(feature = "blocking")]
-            Self::Thread => drop(work),
+            Self::Thread => {
+                drop(work);
+                Errand::Dropped(PhantomData)
+            }
+        }
+    }
+}
+
+/// Work that is done elsewhere, whether or not somebody waits for its result.
+#[derive(Debug)]
+pub(crate) enum Errand<T> {
+    #[cfg(feature = "async")]
+    Task(tokio::task::JoinHandle<T>),
+    #[cfg(feature = "blocking")]
+    Dropped(PhantomData<T>),
+}
+
+impl<T> Errand<T> {
+    /// The result; nothing if the work was given up, as it is at the end of a runtime. Not to be called again
+    /// after that.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        match self {
+            #[cfg(feature = "async")]
+            Self::Task(task) => std::pin::Pin::new(task).poll(cx).map(Result::ok),
+            #[cfg(feature = "blocking")]
+            Self::Dropped(_) => {
+                let _ = cx;
+                Poll::Ready(None)
+            }
         }
     }
 }
