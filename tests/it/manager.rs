@@ -994,8 +994,8 @@ async fn a_full_lock_table_is_told_and_what_was_held_stays_held() {
             let alice = alice.clone();
             tasks.spawn(async move { alice.lock((7_006, object)).await });
         }
-        while let Some(task) = soon(tasks.join_next()).await {
-            match task.unwrap() {
+        while let Some(locked) = next_to_end(&mut tasks, || alice.stats().requests).await {
+            match locked {
                 Ok(guard) => guards.push(guard),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::OutOfLockMemory, "{error}");

@@ -514,6 +514,7 @@ async fn requests_that_somebody_ends_leave_no_slot_behind() {
     drop(soon(semaphore.acquire()).await.unwrap());
     let process = stage.pid("alice");
     let mut ended = 0;
+    let made = AtomicUsize::new(0);
     let tries = async {
         while ended < ENDED {
             match semaphore.try_acquire().await {
@@ -523,14 +524,18 @@ async fn requests_that_somebody_ends_leave_no_slot_behind() {
                     ended += 1;
                 }
             }
+            made.fetch_add(1, SeqCst);
         }
     };
     let mut look = Cluster::default_cluster().raw();
     let ends = async {
         loop {
+            let before = made.load(SeqCst);
             look.value(&format!("SELECT pg_cancel_backend({process})"));
-            // What was ended is settled meanwhile, and that is not always to be ended as well.
-            sleep(Duration::from_millis(2)).await;
+            // What was ended is settled meanwhile, which is not to be ended as well.
+            while made.load(SeqCst) == before {
+                sleep(Duration::from_millis(1)).await;
+            }
         }
     };
     soon(async {
