@@ -6,8 +6,8 @@
 //!
 //! - a certificate that is itself one of the roots (the usual self-signed one, marked as a CA);
 //! - a certificate of version 1, directly signed by a root;
-//! - a certificate whose common name is the host, without an alternative name of the host's kind; or
-//!   one that has the host's address in a place for names.
+//! - a certificate whose common name is the host, without an alternative name of the host's kind, if
+//!   its authorities may vouch for any name; or one that has the host's address in a place for names.
 //!
 //! And one thing that rustls accepts and libpq does not is refused: a certificate for which only a root
 //! vouches that is out of date.
@@ -16,6 +16,7 @@
 //! relies on that.
 
 use std::fmt;
+use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -63,6 +64,19 @@ struct Shown<'a> {
     host: &'a ServerName<'a>,
     names: CheckNames,
     now: UnixTime,
+}
+
+impl Shown<'_> {
+    /// Whether one of the authorities may vouch for some names only.
+    fn is_constrained(&self, roots: &[&CertificateDer<'_>]) -> bool {
+        let shown = iter::once(self.leaf).chain(self.intermediates);
+        let issuers: Vec<_> =
+            shown.filter_map(|der| Certificate::read(der)).map(|shown| shown.issuer).collect();
+        let authorities = roots.iter().copied().chain(self.intermediates);
+        authorities
+            .filter_map(|der| Certificate::read(der))
+            .any(|authority| authority.is_constrained && issuers.contains(&authority.subject))
+    }
 }
 
 /// The signature algorithms of keys that can only be used with RSA-PSS. rustls has no names for them.
@@ -127,7 +141,11 @@ impl Verifier {
         roots: &[&CertificateDer<'_>],
         shown: &Shown<'_>,
     ) -> Result<(), Error> {
-        let Some(certificate) = Certificate::read(shown.leaf) else { return Err(refusal) };
+        let Some(mut certificate) = Certificate::read(shown.leaf) else { return Err(refusal) };
+        // webpki holds alternative names against what the authorities may vouch for, and this one not.
+        if shown.is_constrained(roots) {
+            certificate.names.common = None;
+        }
         // rustls looks at names last: a certificate with the wrong one is otherwise good.
         let is_good = is_about_the_name(&refusal);
         if !is_good {
@@ -353,7 +371,8 @@ fn is_for(pattern: &[u8], host: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use pglock_test_cluster::kept;
+    use pglock_test_cluster::rcgen::{DnType, GeneralSubtree, NameConstraints};
+    use pglock_test_cluster::{Authority, HOST, kept};
     use rustls::crypto::ring;
     use rustls::pki_types::pem::PemObject;
 
@@ -415,6 +434,35 @@ mod tests {
         let [0x30, 0x82, a, b, parts @ ..] = certificate else { panic!("{certificate:x?}") };
         let length = u16::from_be_bytes([*a, *b]) + 2;
         [b"\x30\x82", length.to_be_bytes().as_slice(), parts, b"\x05\x00"].concat()
+    }
+
+    #[test]
+    fn a_common_name_does_not_get_round_what_an_authority_is_for() {
+        let only = |domain: &'static str| {
+            Authority::spoiled("of one domain", |params| {
+                params.name_constraints = Some(NameConstraints {
+                    permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
+                    excluded_subtrees: Vec::new(),
+                });
+            })
+        };
+        let common = |authority: &Authority| {
+            authority.issue(&[], |params| params.distinguished_name.push(DnType::CommonName, HOST))
+        };
+        let (any, other) = (Authority::new("of any domain"), only("other.org"));
+        let example = only("example");
+        for (name, authority, leaf, expected) in [
+            ("any, by common name", &any, common(&any), true),
+            ("other, by common name", &other, common(&other), false),
+            ("other, by alternative name", &other, other.issue(&[HOST], |_| {}), false),
+            ("its own, by alternative name", &example, example.issue(&[HOST], |_| {}), true),
+        ] {
+            let [root, leaf] = [authority.pem(), &leaf.pem]
+                .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+            let provider = ring::default_provider();
+            let verifier = Verifier::roots(&provider, vec![root], CheckNames::Yes).unwrap();
+            assert_eq!(accepts(&verifier, &leaf), expected, "{name}");
+        }
     }
 
     #[test]

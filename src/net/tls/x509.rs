@@ -17,6 +17,8 @@ pub(super) struct Certificate<'a> {
     pub(super) subject: &'a [u8],
     /// Whether the owner may sign certificates, by a basic constraint.
     pub(super) is_authority: bool,
+    /// Whether the owner may sign certificates for some names only.
+    pub(super) is_constrained: bool,
     /// Whether the key may be a server's, by an extended key usage or for want of one.
     pub(super) is_for_servers: bool,
     /// Seconds since 1970, both ends included.
@@ -64,6 +66,7 @@ const VERSION_3: u8 = 2;
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const ANY_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 const SERVER_AUTH: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
@@ -98,6 +101,7 @@ impl<'a> Certificate<'a> {
             subject,
             // Before version 3, there was no way to say who is one: a root is.
             is_authority: version < VERSION_3 && issuer == subject,
+            is_constrained: false,
             is_for_servers: true,
             validity,
             key,
@@ -130,6 +134,7 @@ impl<'a> Certificate<'a> {
                     let mut constraints = Reader(value.only(SEQUENCE)?);
                     self.is_authority = constraints.optional(BOOLEAN) == Some(&[0xff]);
                 }
+                NAME_CONSTRAINTS => self.is_constrained = true,
                 _ => {}
             }
         }
