@@ -57,10 +57,12 @@ impl Session {
     ///   supported.
     /// - [`ErrorKind::Connect`](crate::ErrorKind::Connect), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout):
     ///   the server cannot be reached or does not take the connection.
+    /// - [`ErrorKind::Tls`](crate::ErrorKind::Tls): TLS is needed and cannot be had.
     /// - [`ErrorKind::Authentication`](crate::ErrorKind::Authentication): the login is refused, on either
     ///   side.
     /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): a standby, not PostgreSQL, or a pooler
-    ///   that is not wanted.
+    ///   that is not wanted; a [lease](Config::lease) before PostgreSQL 14; or settings of the session that the
+    ///   server refuses.
     /// - [`ErrorKind::Protocol`](crate::ErrorKind::Protocol): the server does not keep to the protocol.
     pub fn connect(config: &Config) -> Result<Self> {
         Self::new(session::Session::connect(config))
@@ -84,7 +86,8 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) or another error of the server,
-    /// after which the session can be used further; or one of a lost session:
+    /// or [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a second lock through a pooler, after
+    /// which the session can be used further; or one of a lost session:
     /// [`Error::is_lost`](crate::Error::is_lost).
     pub fn try_lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<bool> {
         block_on(WAIT_MAX, self.session.try_lock(key, mode))
@@ -98,7 +101,8 @@ impl Session {
     ///
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled),
     /// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock),
-    /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) or another error of the server, after
+    /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) or another error of the server, or
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a second lock through a pooler, after
     /// which the lock is not held and the session can be used further; or one of a lost session:
     /// [`Error::is_lost`](crate::Error::is_lost).
     pub fn lock(&mut self, key: impl Into<Key>, mode: Mode) -> Result<()> {
@@ -133,8 +137,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`try_lock`](Session::try_lock), and [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token
-    /// does not come in time. Without a token, the lock is not taken.
+    /// As [`try_lock`](Session::try_lock), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token
+    /// does not come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler.
+    /// Without a token, the lock is not taken.
     pub fn try_lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Option<Fence>> {
         block_on(WAIT_MAX, self.session.try_lock_fenced(key, mode))
     }
@@ -144,8 +149,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`lock`](Session::lock), and [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token does not
-    /// come in time. Without a token, the lock is not taken.
+    /// As [`lock`](Session::lock), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token does not
+    /// come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler. Without a token, the lock is not taken.
     pub fn lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Fence> {
         block_on(self.look_every(), self.session.lock_fenced(key, mode))
     }

@@ -128,8 +128,10 @@ impl Session {
     /// - [`ErrorKind::Config`]: a setting is missing, out of range or not supported.
     /// - [`ErrorKind::Connect`], [`ErrorKind::Timeout`]: the server cannot be reached or does not
     ///   take the connection.
+    /// - [`ErrorKind::Tls`]: TLS is needed and cannot be had.
     /// - [`ErrorKind::Authentication`]: the login is refused, on either side.
-    /// - [`ErrorKind::Unsupported`]: a standby, not PostgreSQL, or a pooler that is not wanted.
+    /// - [`ErrorKind::Unsupported`]: a standby, not PostgreSQL, or a pooler that is not wanted; a
+    ///   [lease](Config::lease) before PostgreSQL 14; or settings of the session that the server refuses.
     /// - [`ErrorKind::Protocol`]: the server does not keep to the protocol.
     ///
     /// # Cancel safety
@@ -164,8 +166,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::OutOfLockMemory`] or another error of the server, after which the session can be
-    /// used further; or one of a lost session: [`Error::is_lost`].
+    /// [`ErrorKind::OutOfLockMemory`] or another error of the server, or [`ErrorKind::Unsupported`] for a
+    /// second lock through a pooler, after which the session can be used further; or one of a lost session:
+    /// [`Error::is_lost`].
     ///
     /// # Cancel safety
     ///
@@ -192,8 +195,9 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::Cancelled`], [`ErrorKind::Deadlock`], [`ErrorKind::OutOfLockMemory`] or another
-    /// error of the server, after which the lock is not held and the session can be used further; or
-    /// one of a lost session: [`Error::is_lost`].
+    /// error of the server, or [`ErrorKind::Unsupported`] for a second lock through a pooler, after which
+    /// the lock is not held and the session can be used further; or one of a lost session:
+    /// [`Error::is_lost`].
     ///
     /// # Cancel safety
     ///
@@ -246,8 +250,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`try_lock`](Session::try_lock), and [`ErrorKind::Timeout`] if the token does not come in time.
-    /// Without a token, the lock is not taken.
+    /// As [`try_lock`](Session::try_lock), [`ErrorKind::Timeout`] if the token does not come in time, and
+    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken.
     ///
     /// # Cancel safety
     ///
@@ -279,8 +283,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`lock`](Session::lock), and [`ErrorKind::Timeout`] if the token does not come in time. Without
-    /// a token, the lock is not taken.
+    /// As [`lock`](Session::lock), [`ErrorKind::Timeout`] if the token does not come in time, and
+    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken.
     ///
     /// # Cancel safety
     ///
