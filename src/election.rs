@@ -339,7 +339,7 @@ impl Leadership {
     /// # Errors
     ///
     /// As [`Guard::unlock`]: one of a lost session ([`Error::is_lost`]) if this candidate had ceased to lead
-    /// before.
+    /// before, or [`ErrorKind::Closed`] if the manager was closed.
     ///
     /// # Cancel safety
     ///

@@ -65,7 +65,8 @@ impl Guard {
     }
 
     /// Completes when the session that holds the lock is gone, with the reason. Until then the lock is
-    /// held.
+    /// held. If the manager was closed, the reason is [`ErrorKind::Closed`](crate::ErrorKind::Closed), of which
+    /// [`Error::is_lost`] does not say that it is one of a lost session.
     ///
     /// # Cancel safety
     ///
@@ -130,7 +131,8 @@ impl Guard {
     ///
     /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if it does not come in time, and
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler: the lock stays held.
-    /// Or an error of a lost session: [`Error::is_lost`].
+    /// Or an error of a lost session: [`Error::is_lost`]; or
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if the manager was closed.
     ///
     /// # Cancel safety
     ///
@@ -149,8 +151,9 @@ impl Guard {
     ///
     /// # Errors
     ///
-    /// One of a lost session ([`Error::is_lost`]) if it was lost before: what the lock guarded was not
-    /// guarded to the end.
+    /// One of a lost session ([`Error::is_lost`]) if it was lost before, or
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if the manager was closed: what the lock guarded was
+    /// not guarded to the end.
     ///
     /// # Cancel safety
     ///
