@@ -122,7 +122,7 @@ pub(crate) struct RunArgs {
     pub(crate) conflict_exit_code: u8,
     /// Let in as many at a time as this: a semaphore. All have to say the same number
     ///
-    /// A permit and the KEY without this option are different locks: neither keeps the other out. To look at
+    /// From 1 to 1000; with another number than others have, the exit code is 78. A permit and the KEY without this option are different locks: neither keeps the other out. To look at
     /// permits, say --permits to `pglock who` and `pglock kill` as well, without a number.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "shared")]
     pub(crate) permits: Option<u32>,
@@ -438,13 +438,14 @@ Signals to pglock itself:
 
 Exit codes:
   the command's own, or 128 and the number of the signal that ended it
-  1    the lock was not free (-n) or not in time (-w): see -E
+  1    the lock was not free (-n) or not in time (-w): see -E; of who, the key is free; of kill, nothing was
+       ended; of doctor, there is a problem
   64   the command line is wrong
   69   the server cannot be reached, or refuses to serve
   71   the operating system refused something
   75   the lock was lost while the command ran: see --lost-exit-code
-  77   the login was refused
-  78   DATABASE_URL or a PG* variable is wrong
+  77   the login was refused; of kill, the role may not end a session
+  78   DATABASE_URL or a PG* variable is wrong, or others say another number of --permits
   126  the command cannot be executed
   127  the command, or the interpreter that it names, was not found";
 
