@@ -420,7 +420,7 @@ Examples:
 
 What the command finds in its environment:
   PGLOCK_HELD=1    it runs under a lock
-  PGLOCK_KEY       the key: a number, or two with a comma between
+  PGLOCK_KEY       the key: a number, or two with a comma between; with --permits, the name's, which is not locked then
   PGLOCK_NAME      the name that the key was given by, if it was
   PGLOCK_FENCE     the fencing token, with --fence
   PGLOCK_SLOT      which of the permits it has, with --permits: from 0
