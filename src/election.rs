@@ -266,7 +266,7 @@ impl Tokens {
     async fn begin(&mut self, guard: Guard) -> Result<Option<Leadership>> {
         let begun = now();
         match Leadership::begin(guard).await {
-            Err(error) if error.is_lost() => {
+            Err(error) if error.is_lost() && error.kind() != ErrorKind::Closed => {
                 self.waited += now().duration_since(begun);
                 if self.waited < TOKEN_WITHIN { Ok(None) } else { Err(no_token(error)) }
             }
@@ -339,7 +339,7 @@ impl Leadership {
     /// # Errors
     ///
     /// As [`Guard::unlock`]: one of a lost session ([`Error::is_lost`]) if this candidate had ceased to lead
-    /// before, or [`ErrorKind::Closed`] if the manager was closed.
+    /// before.
     ///
     /// # Cancel safety
     ///

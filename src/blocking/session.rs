@@ -150,7 +150,8 @@ impl Session {
     /// # Errors
     ///
     /// As [`lock`](Session::lock), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token does not
-    /// come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler. Without a token, the lock is not taken.
+    /// come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler. Without a
+    /// token, the lock is not taken.
     pub fn lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Fence> {
         block_on(self.look_every(), self.session.lock_fenced(key, mode))
     }

@@ -65,8 +65,7 @@ impl Guard {
     }
 
     /// Completes when the session that holds the lock is gone, with the reason. Until then the lock is
-    /// held. If the manager was closed, the reason is [`ErrorKind::Closed`](crate::ErrorKind::Closed), of which
-    /// [`Error::is_lost`] does not say that it is one of a lost session.
+    /// held. If the manager was closed, the reason is [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     ///
     /// # Cancel safety
     ///
@@ -96,7 +95,7 @@ impl Guard {
     ///
     /// # Errors
     ///
-    /// One of a lost session: [`Error::is_lost`]; or [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
+    /// One of a lost session ([`Error::is_lost`]), which is [`ErrorKind::Closed`](crate::ErrorKind::Closed) if
     /// the manager was closed meanwhile.
     ///
     /// # Cancel safety
@@ -131,8 +130,7 @@ impl Guard {
     ///
     /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if it does not come in time, and
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler: the lock stays held.
-    /// Or an error of a lost session: [`Error::is_lost`]; or
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if the manager was closed.
+    /// Or an error of a lost session: [`Error::is_lost`].
     ///
     /// # Cancel safety
     ///
@@ -151,9 +149,8 @@ impl Guard {
     ///
     /// # Errors
     ///
-    /// One of a lost session ([`Error::is_lost`]) if it was lost before, or
-    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) if the manager was closed: what the lock guarded was
-    /// not guarded to the end.
+    /// One of a lost session ([`Error::is_lost`]) if it was lost before, also because the manager was closed:
+    /// what the lock guarded was not guarded to the end.
     ///
     /// # Cancel safety
     ///
@@ -239,8 +236,10 @@ impl Guard {
         self.shared.with(|core, now| core.release(session, key, caller, now));
     }
 
+    /// Why the session is gone, as whoever had the lock is to hear it. It is gone as well where the manager was
+    /// closed.
     fn about(&self, error: Error) -> Error {
-        error.context(self.lock.to_string())
+        error.context(self.lock.to_string()).lost()
     }
 }
 

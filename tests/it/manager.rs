@@ -534,9 +534,18 @@ async fn closing_ends_everything() {
     assert_eq!(stage.locks(), ["bob holds exclusive (7004, 1)"]);
     assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     assert!(!guard.is_held());
-    assert_eq!(soon(guard.lost()).await.kind(), ErrorKind::Closed);
-    assert_eq!(soon(guard.unlock()).await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(soon(alice.try_lock(stage.key())).await.unwrap_err().kind(), ErrorKind::Closed);
+    for error in [
+        soon(guard.lost()).await,
+        soon(guard.hold(async {})).await.unwrap_err(),
+        soon(guard.fencing_token()).await.unwrap_err(),
+        soon(guard.unlock()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        assert!(error.is_lost(), "{error}");
+    }
+    let error = soon(alice.try_lock(stage.key())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(!error.is_lost(), "nothing was held by {error}");
     soon(alice.close()).await.unwrap();
     drop(busy);
 }

@@ -122,8 +122,9 @@ pub(crate) struct RunArgs {
     pub(crate) conflict_exit_code: u8,
     /// Let in as many at a time as this: a semaphore. All have to say the same number
     ///
-    /// From 1 to 1000; with another number than others have, the exit code is 78. A permit and the KEY without this option are different locks: neither keeps the other out. To look at
-    /// permits, say --permits to `pglock who` and `pglock kill` as well, without a number.
+    /// From 1 to 1000; with another number than others have, the exit code is 78. A permit and the KEY without
+    /// this option are different locks: neither keeps the other out. To look at permits, say --permits to
+    /// `pglock who` and `pglock kill` as well, without a number.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "shared")]
     pub(crate) permits: Option<u32>,
     #[command(flatten)]
@@ -420,7 +421,8 @@ Examples:
 
 What the command finds in its environment:
   PGLOCK_HELD=1    it runs under a lock
-  PGLOCK_KEY       the key: a number, or two with a comma between; with --permits, the name's, which is not locked then
+  PGLOCK_KEY       the key: a number, or two with a comma between; with --permits, it is the
+                   number of the name, and not what is locked
   PGLOCK_NAME      the name that the key was given by, if it was
   PGLOCK_FENCE     the fencing token, with --fence
   PGLOCK_SLOT      which of the permits it has, with --permits: from 0
