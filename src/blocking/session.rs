@@ -139,7 +139,7 @@ impl Session {
     ///
     /// As [`try_lock`](Session::try_lock), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token
     /// does not come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler.
-    /// Without a token, the lock is not taken.
+    /// Without a token, the lock is not taken; if it was held before, it is held as it was.
     pub fn try_lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Option<Fence>> {
         block_on(WAIT_MAX, self.session.try_lock_fenced(key, mode))
     }
@@ -151,7 +151,7 @@ impl Session {
     ///
     /// As [`lock`](Session::lock), [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if the token does not
     /// come in time, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) through a pooler. Without a
-    /// token, the lock is not taken.
+    /// token, the lock is not taken; if it was held before, it is held as it was.
     pub fn lock_fenced(&mut self, key: impl Into<Key>, mode: Mode) -> Result<Fence> {
         block_on(self.look_every(), self.session.lock_fenced(key, mode))
     }

@@ -251,7 +251,8 @@ impl Session {
     /// # Errors
     ///
     /// As [`try_lock`](Session::try_lock), [`ErrorKind::Timeout`] if the token does not come in time, and
-    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken.
+    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken; if it was held before,
+    /// it is held as it was.
     ///
     /// # Cancel safety
     ///
@@ -284,7 +285,8 @@ impl Session {
     /// # Errors
     ///
     /// As [`lock`](Session::lock), [`ErrorKind::Timeout`] if the token does not come in time, and
-    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken.
+    /// [`ErrorKind::Unsupported`] through a pooler. Without a token, the lock is not taken; if it was held before,
+    /// it is held as it was.
     ///
     /// # Cancel safety
     ///
