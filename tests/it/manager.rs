@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-use crate::fences::server_without_its_standby;
+use crate::fences::{alice_waits_for_a_standby, server_without_its_standby};
 use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, soon};
 
@@ -630,10 +630,7 @@ async fn work_does_not_wait_for_a_token_that_somebody_takes() {
         let set = Arc::clone(&set);
         async move { set.fencing_token().await }
     });
-    eventually("the token waits for the standby", PATIENCE, || {
-        stage.activity("alice", "wait_event") == "SyncRep"
-    })
-    .await;
+    alice_waits_for_a_standby(&mut stage).await;
     let held = timeout(AT_ONCE, guard.hold(async { 7 })).await;
     assert_eq!(held.expect("a guard's work goes on").unwrap(), 7);
     let held = timeout(AT_ONCE, set.hold(async { 8 })).await;

@@ -181,6 +181,11 @@ impl<'a> Stage<'a> {
         ))
     }
 
+    /// What `actor` waits for; nothing while it computes, as it does just before it waits.
+    pub(crate) fn wait_event(&mut self, actor: &str) -> String {
+        self.activity(actor, "coalesce(wait_event, '')")
+    }
+
     /// Ends the session of `actor` from outside.
     pub(crate) fn terminate(&mut self, actor: &str) {
         let pid = self.pid(actor);
