@@ -213,8 +213,10 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::Server`](crate::ErrorKind::Server) if the server refuses,
-    /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) if it has no room to look, after which
-    /// the session can be used further; or one of a lost session: [`Error::is_lost`](crate::Error::is_lost).
+    /// [`ErrorKind::OutOfLockMemory`](crate::ErrorKind::OutOfLockMemory) if it has no room to look,
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it lacks what that takes, as servers other
+    /// than PostgreSQL may, after which the session can be used further; or one of a lost session:
+    /// [`Error::is_lost`](crate::Error::is_lost).
     pub fn holders(&mut self, key: impl Into<Key>) -> Result<Holders> {
         block_on(WAIT_MAX, self.session.holders(key))
     }

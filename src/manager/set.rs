@@ -190,7 +190,7 @@ impl LockManager {
         match locks_max {
             Some(max) if keys > max => Err(Error::new(
                 ErrorKind::Unsupported,
-                "through a pooler, each lock takes a session; allow the manager more",
+                "in transactions, as through a pooler, each lock takes a session; allow the manager more",
             )
             .context(format!("{keys} locks on {max} sessions"))),
             Some(_) if keys > 1 => Ok(Room::ForOneSet),

@@ -347,8 +347,8 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::Server`] if the server refuses, [`ErrorKind::OutOfLockMemory`] if it has no room to
-    /// look, after which the session can be used further; or one of a lost session:
-    /// [`Error::is_lost`].
+    /// look, [`ErrorKind::Unsupported`] if it lacks what that takes, as servers other than PostgreSQL may,
+    /// after which the session can be used further; or one of a lost session: [`Error::is_lost`].
     ///
     /// # Cancel safety
     ///
@@ -485,8 +485,8 @@ impl Session {
         }
         Err(unsupported(
             lock,
-            "through a pooler, a session holds one lock at a time; connect another session, or to the \
-             server directly",
+            "in transactions, as through a pooler, a session holds one lock at a time; connect another \
+             session, or to the server directly",
         ))
     }
 
@@ -497,7 +497,8 @@ impl Session {
         }
         Err(unsupported(
             lock,
-            "through a pooler, there are no fencing tokens; connect to the server directly",
+            "in transactions, as through a pooler, there are no fencing tokens; connect to the server \
+             directly",
         ))
     }
 
