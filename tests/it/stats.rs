@@ -29,7 +29,9 @@ fn sessions(stats: &Stats) -> [u64; 4] {
 #[tokio::test]
 async fn what_becomes_of_requests_is_counted() {
     let mut stage = Stage::new();
-    let (alice, bob) = (stage.manager("alice"), stage.manager("bob"));
+    let bob = stage.manager("bob");
+    // However long its turn takes.
+    let alice = LockManager::builder(stage.config("alice")).hand_overs(64, PATIENCE).build();
     assert_eq!(present(&alice.stats()), (0, 0, 0, 0));
     let guard = soon(alice.lock(stage.key())).await.unwrap();
     assert_eq!(present(&alice.stats()), (1, 1, 1, 0));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use pglock::{Config, Key, Lock, LockManager};
@@ -10,13 +10,17 @@ use pglock_test_cluster::{Cluster, Proxy, Settings, Shutdown, Traffic, eventuall
 use tokio::task::JoinSet;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::{DefaultGuard, Subscriber, set_default};
-use tracing::{Event, Level, Metadata};
+use tracing::subscriber::{DefaultGuard, NoSubscriber, Subscriber, set_default};
+use tracing::{Dispatch, Event, Level, Metadata};
 
 use crate::leases::ENDS_SILENT_SESSIONS;
 use crate::stage::{PATIENCE, Stage, soon};
 
 type Fields = BTreeMap<&'static str, String>;
+
+/// Makes sure that there are at least two subscribers. Of only one, tracing takes it for the one of whichever
+/// thread comes first to an event; and if that is the thread of another test, nobody is told of it any more.
+static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
 
 /// What was told on this thread, for as long as this lives.
 struct Told {
@@ -26,8 +30,13 @@ struct Told {
 
 impl Told {
     fn listen() -> Self {
+        Self::listen_and_ask(None)
+    }
+
+    fn listen_and_ask(manager: Option<LockManager>) -> Self {
+        LazyLock::force(&ANOTHER);
         let events = Arc::default();
-        let subscribed = set_default(Listener { events: Arc::clone(&events), manager: None });
+        let subscribed = set_default(Listener { events: Arc::clone(&events), manager });
         Self { events, _subscribed: subscribed }
     }
 
@@ -105,7 +114,8 @@ async fn sessions_and_locks_are_told_of() {
     let mut stage = Stage::new();
     let port = Cluster::default_cluster().port().to_string();
     let told = Told::listen();
-    let alice = stage.manager("alice");
+    // However long its turn takes.
+    let alice = LockManager::builder(stage.config("alice")).hand_overs(64, PATIENCE).build();
     let guard = soon(alice.lock(stage.key())).await.unwrap();
     let server = [
         ("db.system.name", "postgresql"),
@@ -256,10 +266,8 @@ async fn a_lease_that_is_over_is_told_of() {
 async fn a_subscriber_may_use_the_manager() {
     let stage = Stage::new();
     let alice = stage.manager("alice");
-    let events = Arc::default();
-    let listener = Listener { events: Arc::clone(&events), manager: Some(alice.clone()) };
-    let _subscribed = set_default(listener);
+    let told = Told::listen_and_ask(Some(alice.clone()));
     drop(soon(alice.lock(stage.key())).await.unwrap());
-    assert_eq!(events.lock().unwrap().len(), 2);
+    assert_eq!(told.events.lock().unwrap().len(), 2);
     soon(alice.close()).await.unwrap();
 }
