@@ -742,7 +742,7 @@ async fn the_server_shows_whose_session_it_is_and_what_for() {
     stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
     assert!(stage.activity("alice", "query").starts_with(&comment));
     assert!(stage.activity("bob", "query").starts_with(&comment));
-    eventually("bob's wait is shown", PATIENCE, || stage.wait_event("bob") == "advisory").await;
+    eventually("bob's wait is shown", PATIENCE, || stage.waits_in("bob", "advisory")).await;
 }
 
 #[tokio::test]

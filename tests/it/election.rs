@@ -328,7 +328,7 @@ async fn an_observer_that_is_to_look_once_in_a_lifetime_does_not_look_all_the_ti
 /// The token is not there when the lease is over, and with it the session.
 #[tokio::test]
 async fn a_candidate_is_told_that_another_one_leads_only_if_one_does() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let stage = Stage::on(&cluster);
     if stage.major_version() < ENDS_SILENT_SESSIONS {
         return;

@@ -6,7 +6,7 @@ use pglock::{ErrorKind, Lock, Mode};
 use pglock_test_cluster::{Cluster, Settings, eventually};
 use tokio::time::timeout;
 
-use crate::stage::{Stage, soon};
+use crate::stage::{PATIENCE, Stage, soon};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -51,18 +51,13 @@ async fn a_token_rises_over_a_promotion() {
 }
 
 /// A server whose commits wait for a standby that does not exist.
-pub(crate) async fn server_without_its_standby() -> Cluster {
+pub(crate) fn server_without_its_standby() -> Cluster {
     let cluster = Settings::new().start();
     let mut admin = cluster.raw();
     // Sessions are not to hear of what is no error, as far as that is for roles to say.
     admin.rows("ALTER ROLE ALL SET client_min_messages = 'error'");
     admin.rows("ALTER ROLE ALL SET synchronous_commit = 'local'");
-    admin.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    admin.rows("SELECT pg_reload_conf()");
-    eventually("commits wait", SHORT * 100, || {
-        !admin.value("SHOW synchronous_standby_names").is_empty()
-    })
-    .await;
+    cluster.wait_for_no_standby();
     cluster
 }
 
@@ -74,7 +69,7 @@ async fn a_primary_of_the_past_gives_no_token_and_no_lock() {
     let mut admin = primary.raw();
     admin.rows("ALTER SYSTEM SET synchronous_standby_names = '*'");
     admin.rows("SELECT pg_reload_conf()");
-    eventually("commits wait for the standby", SHORT * 100, || {
+    eventually("commits wait for the standby", PATIENCE, || {
         let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
         admin.value(sql) == "1"
     })
@@ -97,13 +92,12 @@ async fn a_primary_of_the_past_gives_no_token_and_no_lock() {
 }
 
 pub(crate) async fn alice_waits_for_a_standby(stage: &mut Stage<'_>) {
-    eventually("the token is waited for", SHORT * 100, || stage.wait_event("alice") == "SyncRep")
-        .await;
+    eventually("the token is waited for", PATIENCE, || stage.waits_in("alice", "SyncRep")).await;
 }
 
 #[tokio::test]
 async fn a_token_that_does_not_come_takes_no_lock() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let mut stage = Stage::on(&cluster);
     let mut alice = stage.lock("alice").await;
     alice.lock_shared().await.unwrap();
@@ -126,7 +120,7 @@ async fn a_token_that_does_not_come_takes_no_lock() {
 /// The server then warns, and gives the token all the same.
 #[tokio::test]
 async fn a_token_that_somebody_else_keeps_from_the_standbys_is_none() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     for level in [0, 1] {
         let mut stage = Stage::on(&cluster);
         let mut alice = stage.lock("alice").await;

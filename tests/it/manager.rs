@@ -19,8 +19,8 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use crate::fences::{alice_waits_for_a_standby, server_without_its_standby};
-use crate::leases::ENDS_SILENT_SESSIONS;
-use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, soon};
+use crate::leases::{ENDS_SILENT_SESSIONS, LONGER_LEASE, undisturbed};
+use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, sometime, soon};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -620,7 +620,7 @@ async fn tokens_rise_from_guard_to_guard() {
 /// The session does nothing else before the token is there, which it will not be for long.
 #[tokio::test]
 async fn work_does_not_wait_for_a_token_that_somebody_takes() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let mut stage = Stage::on(&cluster);
     let manager = stage.manager("alice");
     let keys = [stage.key(), Key::pair(7_016, 1)];
@@ -1123,7 +1123,7 @@ async fn through_a_pooler_a_session_that_is_free_asks_who_holds_a_key() {
 /// While a request is under way, the server does not count; but the holder does.
 #[tokio::test]
 async fn a_session_that_was_said_to_be_lost_is_not_used_again() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let stage = Stage::on(&cluster);
     if stage.major_version() < ENDS_SILENT_SESSIONS {
         return;

@@ -119,7 +119,7 @@ async fn closing_waits_for_no_session_that_is_being_opened() {
 
 #[tokio::test]
 async fn closing_waits_for_no_token() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let mut stage = Stage::on(&cluster);
     let alice = stage.manager("alice");
     let guard = soon(alice.lock(stage.key())).await.unwrap();
@@ -137,7 +137,7 @@ async fn closing_waits_for_no_token() {
 
 #[tokio::test]
 async fn a_token_that_nobody_waits_for_is_in_nobodys_way() {
-    let cluster = server_without_its_standby().await;
+    let cluster = server_without_its_standby();
     let mut stage = Stage::on(&cluster);
     let alice = stage.manager("alice");
     drop(soon(alice.lock((9, 1))).await.unwrap());

@@ -181,9 +181,14 @@ impl<'a> Stage<'a> {
         ))
     }
 
-    /// What `actor` waits for; nothing while it computes, as it does just before it waits.
-    pub(crate) fn wait_event(&mut self, actor: &str) -> String {
-        self.activity(actor, "coalesce(wait_event, '')")
+    /// Whether a session of `actor` waits for this. It may compute just before, or be replaced.
+    pub(crate) fn waits_in(&mut self, actor: &str, event: &str) -> bool {
+        let name = self.application_name(actor);
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity \
+             WHERE application_name = '{name}' AND wait_event = '{event}'"
+        );
+        self.look.value(&sql) != "0"
     }
 
     /// Ends the session of `actor` from outside.

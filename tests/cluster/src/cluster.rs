@@ -280,6 +280,26 @@ impl Cluster {
         signal(self.process_id(), "HUP");
         // The postmaster reads all of its files before it serves the next client.
         wait_until("PostgreSQL has read its files again", PATIENCE, || loaded() != before);
+    /// Has commits wait for a standby that does not exist, and waits until they do. A commit that is to be
+    /// safe here alone does not wait.
+    pub fn wait_for_no_standby(&self) {
+        let (mut admin, mut writer) = (self.raw(), self.raw());
+        admin.rows("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+        signal(self.process_id(), "HUP");
+        let process_id = writer.process_id();
+        // The process that has them wait may be the last to hear of it.
+        let writing = thread::spawn(move || {
+            writer.rows("SET synchronous_commit = on");
+            while writer.try_rows("SELECT pg_logical_emit_message(true, '', '')").is_ok() {}
+        });
+        let waits = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = {process_id} AND wait_event = 'SyncRep'"
+        );
+        wait_until("commits wait", PATIENCE, || admin.value(&waits) == "1");
+        admin.rows(&format!("SELECT pg_terminate_backend({process_id})"));
+        writing.join().expect("commits until one waits");
+    }
+
     }
 
     /// Makes the directory, the files and the server.
