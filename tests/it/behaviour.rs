@@ -155,25 +155,30 @@ async fn one_session_holds_several_keys() {
     let mut stage = Stage::new();
     let mut alice = stage.session("alice").await;
     let mut bob = stage.session("bob").await;
-    for key in 1..=3 {
+    let [first, second, third] = [1, 2, 3].map(|digit| 10 * stage.number() + digit);
+    let pair = (i32::try_from(stage.number()).unwrap(), 5);
+    for key in [first, second, third] {
         assert!(alice.try_lock(key, Mode::Exclusive).await.unwrap());
     }
-    alice.lock((4, 5), Mode::Shared).await.unwrap();
+    alice.lock(pair, Mode::Shared).await.unwrap();
     assert_eq!(
         stage.locks(),
         [
-            "alice holds exclusive 1",
-            "alice holds exclusive 2",
-            "alice holds exclusive 3",
-            "alice holds shared (4, 5)"
+            format!("alice holds exclusive {first}"),
+            format!("alice holds exclusive {second}"),
+            format!("alice holds exclusive {third}"),
+            format!("alice holds shared {pair:?}")
         ]
     );
-    alice.unlock(2, Mode::Exclusive).await.unwrap();
-    assert!(!bob.try_lock(1, Mode::Exclusive).await.unwrap());
-    assert!(bob.try_lock(2, Mode::Exclusive).await.unwrap());
-    assert!(bob.try_lock((4, 5), Mode::Shared).await.unwrap());
+    alice.unlock(second, Mode::Exclusive).await.unwrap();
+    assert!(!bob.try_lock(first, Mode::Exclusive).await.unwrap());
+    assert!(bob.try_lock(second, Mode::Exclusive).await.unwrap());
+    assert!(bob.try_lock(pair, Mode::Shared).await.unwrap());
     alice.close().await.unwrap();
-    assert_eq!(stage.locks(), ["bob holds exclusive 2", "bob holds shared (4, 5)"]);
+    assert_eq!(
+        stage.locks(),
+        [format!("bob holds exclusive {second}"), format!("bob holds shared {pair:?}")]
+    );
 }
 
 #[tokio::test]
@@ -707,7 +712,7 @@ fn assert_out_of_lock_memory(error: &Error) {
     assert!(error.to_string().contains("max_locks_per_transaction"), "{error}");
 }
 
-/// The role's timeouts are a fifth of a second.
+/// The role's timeouts are two seconds.
 #[tokio::test]
 async fn the_timeouts_of_a_role_end_neither_a_wait_nor_a_hold() {
     let mut stage = Stage::new();

@@ -100,8 +100,8 @@ async fn requests_renew_a_lease() {
     alice.lock(stage.key(), Mode::Exclusive).await.unwrap();
     for round in 0..10 {
         sleep(LEASE / 4).await;
-        assert!(alice.try_lock((7, round), Mode::Shared).await.unwrap());
-        alice.unlock((7, round), Mode::Shared).await.unwrap();
+        assert!(alice.try_lock((7_033, round), Mode::Shared).await.unwrap());
+        alice.unlock((7_033, round), Mode::Shared).await.unwrap();
     }
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
 }
