@@ -191,9 +191,9 @@ impl Cluster {
             .unwrap_or_else(|error| panic!("a look at the server failed: {error}"))
     }
 
-    /// Whether the server takes in whoever comes now.
+    /// Whether the server takes in whoever comes now. Who was taken in has left.
     pub fn takes_clients(&self) -> bool {
-        Raw::connect(&self.socket(), &role::SUPERUSER, "postgres").is_ok()
+        Raw::connect(&self.socket(), &role::SUPERUSER, "postgres").map(Raw::close).is_ok()
     }
 
     /// The postmaster's process id.
@@ -443,7 +443,11 @@ impl Cluster {
         }
         superuser.rows(&format!("CREATE DATABASE {DATABASE}"));
         // Since PostgreSQL 15 only a database's owner may make tables there.
-        self.raw().rows("GRANT CREATE ON SCHEMA public TO PUBLIC");
+        let mut owner = self.raw();
+        owner.rows("GRANT CREATE ON SCHEMA public TO PUBLIC");
+        // Else a test that counts sessions might count these.
+        owner.close();
+        superuser.close();
     }
 
     /// Waits until the server has ended.

@@ -42,6 +42,12 @@ impl Raw {
         self.process_id
     }
 
+    /// Leaves, and returns when the server has let go of the session, or has ended.
+    pub fn close(mut self) {
+        // Where that cannot be said any more, it is over.
+        let _ = self.send(b"X", &[]).and_then(|()| self.stream.read_to_end(&mut Vec::new()));
+    }
+
     /// Runs one statement and gives its rows; panics on an error.
     pub fn rows(&mut self, sql: &str) -> Vec<Row> {
         self.try_rows(sql).unwrap_or_else(|error| panic!("{error}, in {sql}"))
