@@ -215,17 +215,15 @@ impl Cluster {
 
     /// Starts the server that [`Self::stop`] stopped, on the same port.
     pub fn start(&mut self) {
-        // Where the postmaster was killed, its children may take a moment to leave its memory.
-        for _ in 0..START_ATTEMPTS {
-            match self.launch() {
-                Ok(()) => return,
-                Err(log) if log.contains("is still in use") => {
-                    thread::sleep(Duration::from_millis(200));
-                }
-                Err(log) => panic!("PostgreSQL did not start again:\n{}", tail(&log)),
+        // Where the postmaster was killed, its children may take a while to leave its memory.
+        wait_until("PostgreSQL starts again", PATIENCE, || match self.launch() {
+            Ok(()) => true,
+            Err(log) if log.contains("is still in use") => {
+                thread::sleep(Duration::from_millis(200));
+                false
             }
-        }
-        panic!("PostgreSQL did not start again:\n{}", tail(&self.log()));
+            Err(log) => panic!("PostgreSQL did not start again:\n{}", tail(&log)),
+        });
     }
 
     /// Stops the server and starts it again.
@@ -280,6 +278,8 @@ impl Cluster {
         signal(self.process_id(), "HUP");
         // The postmaster reads all of its files before it serves the next client.
         wait_until("PostgreSQL has read its files again", PATIENCE, || loaded() != before);
+    }
+
     /// Has commits wait for a standby that does not exist, and waits until they do. A commit that is to be
     /// safe here alone does not wait.
     pub fn wait_for_no_standby(&self) {
@@ -298,8 +298,6 @@ impl Cluster {
         wait_until("commits wait", PATIENCE, || admin.value(&waits) == "1");
         admin.rows(&format!("SELECT pg_terminate_backend({process_id})"));
         writing.join().expect("commits until one waits");
-    }
-
     }
 
     /// Makes the directory, the files and the server.
@@ -422,7 +420,8 @@ impl Cluster {
         self.supervisor.order("start");
         let mut answered = false;
         wait_until("PostgreSQL answers", PATIENCE, || {
-            answered = self.takes_clients();
+            // It may do so before the shell that started it has noted its process id.
+            answered = self.directory.join("pid").exists() && self.takes_clients();
             answered || self.has_exited()
         });
         let log = self.log().split_off(logged_before);

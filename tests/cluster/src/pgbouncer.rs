@@ -148,7 +148,9 @@ impl PgBouncer {
         self.supervisor.order("pool");
         let mut answered = false;
         wait_until("PgBouncer answers", PATIENCE, || {
-            answered = Raw::connect(&self.socket(), &role::SUPERUSER, DATABASE).is_ok();
+            // It may do so before the shell that started it has noted its process id.
+            answered = self.directory.join("pid").exists()
+                && Raw::connect(&self.socket(), &role::SUPERUSER, DATABASE).is_ok();
             answered || self.has_exited()
         });
         let log = self.log();
