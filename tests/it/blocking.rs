@@ -3,7 +3,7 @@
 //!
 //! What they have in common with the locks of tasks is tested there: these are about the waiting.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -478,10 +478,10 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
 
 #[test]
 fn a_server_that_is_not_there_is_told() {
-    let port = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port()
-    };
+    // Bound and not listened on, so that nobody comes to be there.
+    let empty = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    empty.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let port = empty.local_addr().unwrap().as_socket().unwrap().port();
     for host in ["127.0.0.1", "%2Fnowhere%2Fat%2Fall"] {
         let config: Config = format!("postgresql://alice@{host}:{port}/app").parse().unwrap();
         let error = Session::connect(&config).unwrap_err();

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use pglock::{ErrorKind, Lock};
-use pglock_test_cluster::Cluster;
+use pglock_test_cluster::Settings;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::stage::{Stage, next_to_end, soon};
+use crate::stage::{PATIENCE, Stage, next_to_end, soon};
 
 /// As short as it can be.
 const SLICE: Duration = Duration::from_millis(100);
@@ -22,17 +22,17 @@ async fn lock(stage: &Stage<'_>, actor: &str) -> Lock {
 /// A wait in one piece would wait for the holder, who waits for the index, which waits for the wait.
 #[tokio::test]
 async fn an_index_is_built_concurrently_while_others_wait_for_the_builder() {
-    let mut stage = Stage::new();
+    // On a server of its own: an index waits for the waits of other tests as well.
+    let cluster = Settings::new().start();
+    let mut stage = Stage::on(&cluster);
     let (mut alice, mut bob) = (stage.lock("alice").await, lock(&stage, "bob").await);
     alice.lock().await.unwrap();
     let waiting = tokio::spawn(async move { bob.lock().await.map(|()| bob) });
     stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
-    let table = format!("sliced_{}", std::process::id());
+    let mut builder = cluster.raw();
     let building = spawn_blocking(move || {
-        let mut builder = Cluster::default_cluster().raw();
-        builder.rows(&format!("CREATE TABLE {table} (n int)"));
-        builder.rows(&format!("CREATE INDEX CONCURRENTLY ON {table} (n)"));
-        builder.rows(&format!("DROP TABLE {table}"));
+        builder.rows("CREATE TABLE sliced (n int)");
+        builder.rows("CREATE INDEX CONCURRENTLY ON sliced (n)");
     });
     soon(building).await.unwrap();
     assert!(!waiting.is_finished());
@@ -60,7 +60,7 @@ async fn a_wait_in_slices_ends_as_one_in_one_piece_does() {
 
     tokio::time::timeout(SLICE * 5 / 2, bob.lock()).await.expect_err("alice has it");
     alice.unlock().await.unwrap();
-    assert!(bob.lock_timeout(SLICE * 10).await.unwrap());
+    assert!(bob.lock_timeout(PATIENCE).await.unwrap());
     assert_eq!(stage.locks(), ["bob holds exclusive"]);
 }
 
