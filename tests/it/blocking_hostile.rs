@@ -313,7 +313,7 @@ fn the_next_server_is_tried_where_one_does_not_answer() {
         address.port()
     );
     let mut config: Config = url.parse().unwrap();
-    config.connect_timeout(Duration::from_secs(2));
+    config.connect_timeout(Duration::from_secs(5));
     // The system would go on for more than a minute.
     let mut session = within(PATIENCE, move || Session::connect(&config).unwrap());
     session.lock(stage.key(), Mode::Shared).unwrap();

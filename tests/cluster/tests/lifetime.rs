@@ -106,7 +106,8 @@ fn a_pooler_lets_every_role_through_that_needs_no_password_and_is_gone_at_once()
         let begun = Instant::now();
         drop(pooler);
         assert!(!is_listening(&address), "the pooler still runs");
-        assert!(begun.elapsed() < Duration::from_secs(5), "it had to be killed");
+        // When a pooler is killed that has not ended before.
+        assert!(begun.elapsed() < Duration::from_secs(10), "it had to be killed");
     }
 }
 

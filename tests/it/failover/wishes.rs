@@ -123,13 +123,13 @@ async fn what_a_lock_needs_has_the_last_word() {
     if Cluster::default_cluster().major_version() >= 14 {
         settings.push("idle_session_timeout");
     }
-    let options: Vec<_> = settings.iter().map(|name| format!("-c {name}=5")).collect();
+    let options: Vec<_> = settings.iter().map(|name| format!("-c {name}=500")).collect();
     let mut config = config("user=trust_user");
     config.set("options", &options.join(" ")).unwrap();
     let mut holder = soon(Lock::connect(&config, KEY)).await.unwrap();
     let mut waiter = soon(Lock::connect(&config, KEY)).await.unwrap();
     assert!(soon(holder.try_lock()).await.unwrap());
-    assert!(!soon(waiter.lock_timeout(Duration::from_millis(200))).await.unwrap());
+    assert!(!soon(waiter.lock_timeout(Duration::from_secs(1))).await.unwrap());
     soon(holder.close()).await.unwrap();
     assert!(soon(waiter.try_lock()).await.unwrap());
 }

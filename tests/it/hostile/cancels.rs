@@ -10,7 +10,7 @@ use crate::scripted::messages::{boolean, error, fatal, notice, returned, void};
 use crate::scripted::{Backend, LOCK, Script, TRY_LOCK, UNLOCK, timely};
 
 /// How long a wait lasts that is given up.
-const BRIEFLY: Duration = Duration::from_millis(20);
+const BRIEFLY: Duration = Duration::from_millis(100);
 
 /// Long enough to be sure that the client does not do what it must not.
 const A_WHILE: Duration = Duration::from_millis(150);

@@ -7,6 +7,8 @@ use pglock::Lock;
 #[cfg(feature = "md5")]
 use pglock::protocol::md5_password;
 
+use tokio::task::JoinSet;
+
 use super::{assert_error, refusal, refusal_within};
 use crate::scripted::messages::{
     authentication, authentication_ok, authentication_sasl, backend_key_data, boolean,
@@ -16,8 +18,8 @@ use crate::scripted::messages::{
 use crate::scripted::scram::{client_nonce, sasl_continue, sasl_final};
 use crate::scripted::{KEY, PASSWORD, PROCESS_ID, SECRET, Script, timely};
 
-/// Short for a person, long for a computer.
-const SOON: Duration = Duration::from_millis(300);
+/// Long enough for a client to come to the point at which it waits, on a busy machine too.
+const SOON: Duration = Duration::from_secs(2);
 
 /// Offers SCRAM, and hears the client's first message.
 fn scram() -> Script {
@@ -177,7 +179,7 @@ async fn a_number_of_iterations_out_of_bounds_is_refused() {
 #[tokio::test]
 async fn a_derivation_of_minutes_ends_with_the_time_to_connect() {
     let error = refusal_within(SOON, scram().answers(sasl_continue("10000000"))).await;
-    assert_error(&error, Timeout, "not connected within 300ms");
+    assert_error(&error, Timeout, "not connected within 2s");
 }
 
 #[tokio::test]
@@ -384,9 +386,11 @@ async fn a_login_that_falls_silent_anywhere_ends_with_the_time_to_connect() {
     // Where a call is not answered, it may not have been understood.
     let unanswered = [logged_in(), called().without_the_last()].map(Script::client_returns);
     let unset = settings().without_the_last().beginnings().map(|part| called().followed_by(part));
-    for script in proven_login().without_the_last().beginnings().chain(unanswered).chain(unset) {
-        let error = refusal_within(Duration::from_millis(100), script).await;
-        assert_error(&error, Timeout, "not connected within 100ms");
+    let scripts = proven_login().without_the_last().beginnings().chain(unanswered).chain(unset);
+    // Side by side, since each takes its time.
+    let refusals: JoinSet<_> = scripts.map(|script| refusal_within(SOON, script)).collect();
+    for error in refusals.join_all().await {
+        assert_error(&error, Timeout, "not connected within 2s");
     }
 }
 
@@ -404,6 +408,6 @@ async fn a_server_that_keeps_talking_cannot_hold_the_client_past_its_time() {
         Script::new().login().refuses_calls().drips(notice(1000)),
     ] {
         let error = refusal_within(SOON, script).await;
-        assert_error(&error, Timeout, "not connected within 300ms");
+        assert_error(&error, Timeout, "not connected within 2s");
     }
 }
