@@ -379,7 +379,7 @@ fn doctor_tells_of_timeouts_poolers_and_missing_rights() {
     let url = cluster.url_for(&role::HURRIED);
     let (code, out, _) = run(&mut pglock_as(&url, &["doctor"]));
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("statement_timeout = 200ms"), "{out}");
+    assert!(out.contains("statement_timeout = 2s"), "{out}");
     assert!(out.contains("GRANT pg_signal_backend"), "{out}");
     assert!(out.contains("GRANT pg_read_all_stats"), "{out}");
 

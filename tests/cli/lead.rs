@@ -149,7 +149,7 @@ fn a_restart_of_the_server_makes_one_lead_again_with_a_higher_token() {
                 .pglock()
                 .env("DATABASE_URL", cluster.url_for(&role::SCRAM))
                 // Longer than it takes a command to end on a machine that is busy.
-                .args(["lead", "--fence", "--lease", "2", "--settle", "2", stage.key()])
+                .args(["lead", "--fence", "--lease", "6", "--settle", "4", stage.key()])
                 .args(["-c", script])
                 .spawn()
                 .unwrap()

@@ -66,7 +66,7 @@ fn a_stopped_command_ends_too() {
 #[test]
 fn under_a_lease_the_command_of_a_frozen_pglock_ends_before_the_next_starts() {
     let mut stage = Stage::new();
-    let frozen = stage.work(&["--lease", "2"], "a");
+    let frozen = stage.work(&["--lease", "6"], "a");
     stage.until_journal(&["start a"]);
     let waiter = stage.work(&["--settle", "0"], "b");
     stage.until_waiting(1);
@@ -83,8 +83,8 @@ fn under_a_lease_the_command_of_a_frozen_pglock_ends_before_the_next_starts() {
 #[test]
 fn a_lease_goes_on_for_as_long_as_pglock_does() {
     let stage = Stage::new();
-    // Two leases and a half.
-    let run = stage.pglock().args(["--lease", "1", stage.key(), "sleep", "2.5"]).status();
+    // Two leases and a third.
+    let run = stage.pglock().args(["--lease", "3", stage.key(), "sleep", "7"]).status();
     assert_eq!(run.unwrap().code(), Some(0));
 }
 

@@ -26,7 +26,7 @@ use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, sometime
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Far less than what would have to be waited for takes, and enough on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(3);
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// How long a request may stay in a pooler's queue for which nobody waits: 5 s, and more on a busy machine.
 const NOT_SERVED_WITHIN: Duration = Duration::from_secs(10);
@@ -237,7 +237,7 @@ fn several_managers_count_exactly() {
             }
         };
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { soon(turns).await });
+        runtime.block_on(sometime(turns, || count.load(Ordering::SeqCst)));
     };
     thread::scope(|scope| {
         for actor in ["alice", "bob", "carol", "dave"] {
@@ -417,16 +417,18 @@ async fn queries_for_many_keys_that_are_ended_from_outside_leave_nothing_behind(
             sleep(Duration::from_millis(2)).await;
         }
     };
-    soon(async {
+    let both = async {
         tokio::select! {
             () = tries => {}
             () = ends => {}
         }
-    })
-    .await;
+    };
+    sometime(both, ended).await;
     stage.until(&["alice holds exclusive"]).await;
     assert_eq!(stage.pid("alice"), process);
-    assert_eq!((alice.stats().held, alice.stats().guards), (1, 1));
+    // The server may have released them, and the manager not heard of it yet.
+    let kept_alone = || (alice.stats().held, alice.stats().guards) == (1, 1);
+    eventually("one is held", PATIENCE, kept_alone).await;
     soon(kept.unlock()).await.unwrap();
 }
 
@@ -698,37 +700,43 @@ fn config_through(proxy: &Proxy, stage: &Stage<'_>, actor: &str) -> Config {
 
 #[tokio::test]
 async fn a_silent_network_ends_a_guard_with_its_lease() {
-    for is_request_under_way in [false, true] {
-        let mut stage = Stage::new();
-        if stage.major_version() < ENDS_SILENT_SESSIONS {
-            return;
-        }
-        let proxy = Proxy::start(Cluster::default_cluster().port());
-        let mut config = config_through(&proxy, &stage, "alice");
-        config.lease(Duration::from_secs(2));
-        let alice = LockManager::new(config);
-        let guard = soon(alice.lock(stage.key())).await.unwrap();
-        // Heartbeats keep it for longer than the lease.
-        timeout(Duration::from_secs(4), guard.lost()).await.expect_err("nothing was lost");
-        assert_eq!(stage.locks(), ["alice holds exclusive"]);
-        let other = soon(alice.lock(-stage.number())).await.unwrap();
-        let bob = stage.manager("bob");
-        let next = tokio::spawn({
-            let key = stage.key();
-            async move { bob.lock(key).await }
-        });
-        proxy.set_both(Traffic::Silent);
-        if is_request_under_way {
-            drop(other);
-        }
-        let ended = soon(guard.hold(std::future::pending::<()>())).await;
-        assert!(ended.unwrap_err().is_lost());
-        assert!(!guard.is_held());
-        // The holder knows before anybody else can have it.
-        assert!(!next.is_finished(), "under way: {is_request_under_way}");
-        drop(soon(next).await.unwrap().unwrap());
-        proxy.set_both(Traffic::Flows);
+    if Stage::new().major_version() < ENDS_SILENT_SESSIONS {
+        return;
     }
+    for is_request_under_way in [false, true] {
+        let is_early = undisturbed(async || is_next_early(is_request_under_way).await).await;
+        assert!(!is_early, "under way: {is_request_under_way}");
+    }
+}
+
+/// Whether somebody else can have the lock before its holder knows that it is lost.
+async fn is_next_early(is_request_under_way: bool) -> bool {
+    let mut stage = Stage::new();
+    let proxy = Proxy::start(Cluster::default_cluster().port());
+    let mut config = config_through(&proxy, &stage, "alice");
+    config.lease(LONGER_LEASE);
+    let alice = LockManager::new(config);
+    let guard = soon(alice.lock(stage.key())).await.unwrap();
+    // Heartbeats keep it for longer than the lease.
+    timeout(LONGER_LEASE * 6 / 5, guard.lost()).await.expect_err("nothing was lost");
+    assert_eq!(stage.locks(), ["alice holds exclusive"]);
+    let other = soon(alice.lock(-stage.number())).await.unwrap();
+    let bob = stage.manager("bob");
+    let next = tokio::spawn({
+        let key = stage.key();
+        async move { bob.lock(key).await }
+    });
+    proxy.set_both(Traffic::Silent);
+    if is_request_under_way {
+        drop(other);
+    }
+    let ended = soon(guard.hold(std::future::pending::<()>())).await;
+    assert!(ended.unwrap_err().is_lost());
+    assert!(!guard.is_held());
+    let is_early = next.is_finished();
+    drop(soon(next).await.unwrap().unwrap());
+    proxy.set_both(Traffic::Flows);
+    is_early
 }
 
 #[tokio::test]
@@ -1083,6 +1091,7 @@ async fn who_holds_a_key_is_told_without_a_lock() {
     for waiting in waiting {
         soon(waiting).await.unwrap().unwrap();
     }
+    stage.until(&[]).await;
     stage.terminate("alice");
     assert_eq!(soon(alice.inspect(stage.key())).await.unwrap().count(), 0);
     soon(alice.close()).await.unwrap();
@@ -1129,7 +1138,7 @@ async fn a_session_that_was_said_to_be_lost_is_not_used_again() {
         return;
     }
     let mut config = stage.config("alice");
-    config.lease(Duration::from_secs(1));
+    config.lease(Duration::from_secs(3));
     let alice = LockManager::new(config);
     let guard = Arc::new(soon(alice.lock(stage.key())).await.unwrap());
     let token = tokio::spawn({
@@ -1203,7 +1212,7 @@ fn whoever_waits_does_not_hear_of_a_session_that_was_lost_before() {
 /// Nothing could be lost with its lease yet, and its place in the server's queue would be.
 #[tokio::test]
 async fn a_wait_lasts_for_longer_than_a_lease() {
-    const LEASE: Duration = Duration::from_secs(1);
+    const LEASE: Duration = Duration::from_secs(3);
     let mut stage = Stage::new();
     if stage.major_version() < ENDS_SILENT_SESSIONS {
         return;
@@ -1219,7 +1228,7 @@ async fn a_wait_lasts_for_longer_than_a_lease() {
     });
     stage.until(&["alice awaits exclusive", "bob holds exclusive"]).await;
     let process = stage.waiter("alice");
-    sleep(3 * LEASE).await;
+    sleep(2 * LEASE).await;
     assert_eq!(stage.waiter("alice"), process);
     bob.unlock().await.unwrap();
     let guard = soon(waiting).await.unwrap().unwrap();

@@ -10,7 +10,7 @@ use pglock_test_cluster::{Cluster, PgBouncer, PoolMode, Proxy, Traffic, Way, rol
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 
-use crate::stage::{PATIENCE, Stage, next_to_end, soon};
+use crate::stage::{PATIENCE, Stage, next_to_end, sometime, soon};
 
 /// Long enough for a request to reach the server's queue, and short enough not to be noticed.
 const SHORT: Duration = Duration::from_millis(50);
@@ -125,7 +125,8 @@ fn overlapping_sets_in_opposite_order_exclude_each_other_and_all_are_had() {
         };
         let all =
             async { tokio::join!(take_turns(0), take_turns(1), take_turns(2), take_turns(3)) };
-        Builder::new_current_thread().enable_all().build().unwrap().block_on(soon(all));
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(sometime(all, || turns.load(SeqCst)));
     };
     thread::scope(|scope| {
         scope.spawn(|| contend("alice", false));
@@ -200,8 +201,8 @@ async fn what_is_lost_while_the_rest_is_awaited_is_taken_again() {
 /// one thread, which is busy.
 #[test]
 fn a_set_is_not_looked_at_after_its_time() {
-    const WITHIN: Duration = Duration::from_secs(1);
-    const BUSY_FOR: Duration = Duration::from_secs(6);
+    const WITHIN: Duration = Duration::from_secs(3);
+    const BUSY_FOR: Duration = Duration::from_secs(12);
     let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (sessions, tasks) = (runtime(), runtime());
     let mut stage = Stage::new();

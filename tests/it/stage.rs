@@ -247,17 +247,26 @@ pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("what was waited for came in time")
 }
 
-/// Waits for the next of the tasks to end. They may have more to do than fits into [`PATIENCE`] on a
-/// busy machine: the test fails if for so long nothing comes of it.
+/// As [`soon`], for what may have more to do than fits into [`PATIENCE`] on a busy machine: the test fails if
+/// for so long nothing comes of it.
+pub(crate) async fn sometime<F: Future, P: Debug + PartialEq>(
+    work: F,
+    progress: impl Fn() -> P,
+) -> F::Output {
+    let mut work = pin!(work);
+    loop {
+        let before = progress();
+        if let Ok(done) = timeout(PATIENCE, work.as_mut()).await {
+            return done;
+        }
+        assert_ne!(progress(), before, "nothing goes on");
+    }
+}
+
+/// Waits for the next of the tasks to end, as [`sometime`] does.
 pub(crate) async fn next_to_end<T: 'static, P: Debug + PartialEq>(
     tasks: &mut JoinSet<T>,
     progress: impl Fn() -> P,
 ) -> Option<T> {
-    loop {
-        let before = progress();
-        if let Ok(ended) = timeout(PATIENCE, tasks.join_next()).await {
-            return ended.map(Result::unwrap);
-        }
-        assert_ne!(progress(), before, "nothing goes on");
-    }
+    sometime(tasks.join_next(), progress).await.map(Result::unwrap)
 }

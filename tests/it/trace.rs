@@ -216,11 +216,11 @@ async fn too_few_sessions_are_told_of_once() {
     let told = Told::listen();
     let bob = stage.manager("bob");
     let alice = LockManager::builder(stage.config("alice")).max_sessions(2).build();
+    let keys = [0, 1, 2, 3].map(|object| Key::pair(7_020, object));
+    let guards = soon(bob.lock_all(keys)).await.unwrap();
     let mut waits = JoinSet::new();
-    let mut guards = Vec::new();
-    for object in 0..4 {
-        let key = Key::pair(7_020, object);
-        guards.push(soon(bob.lock(key)).await.unwrap());
+    // All at once: it is told of those that are there when the first has had its place for long enough.
+    for key in keys {
         let alice = alice.clone();
         waits.spawn(async move { alice.lock(key).await.map(drop) });
     }
@@ -250,13 +250,13 @@ async fn a_lease_that_is_over_is_told_of() {
     let url = cluster.url_for(&role::TRUST);
     let url = url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", proxy.port()));
     let mut config = stage.config_by(&url, "alice");
-    config.lease(Duration::from_secs(1));
+    config.lease(Duration::from_secs(3));
     let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
     alice.lock().await.unwrap();
     proxy.set_both(Traffic::Silent);
     assert!(soon(alice.lost()).await.is_lost());
     let (level, expired) = told.one("lease expired");
-    assert_eq!((level, expired["pglock.lease"].as_str()), (Level::WARN, "1.0"));
+    assert_eq!((level, expired["pglock.lease"].as_str()), (Level::WARN, "3.0"));
     assert_eq!(told.one("session lost").1["error.type"], "Lost");
     proxy.set_both(Traffic::Flows);
 }

@@ -52,8 +52,8 @@ pub const SCRAM_UNICODE: Role =
 /// Is turned away by `pg_hba.conf`.
 pub const REJECTED: Role = Role { name: "reject_user", method: "reject", ..SUPERUSER };
 
-/// Logs in without a password, and has every timeout that a role can have at 200 ms: a session that
-/// leaves them in force dies while it waits, or while it holds.
+/// Logs in without a password, and has every timeout that a role can have at 2 s, which connecting
+/// may take on a busy machine: a session that leaves them in force dies while it waits, or while it holds.
 pub const HURRIED: Role = Role { name: "hurried_user", ..SUPERUSER };
 
 const SCRAM_SHA_256: &str = "scram-sha-256";
@@ -108,7 +108,7 @@ pub(crate) fn creation(major_version: u32) -> Vec<String> {
     }
     for (timeout, since) in TIMEOUTS {
         if major_version >= since {
-            statements.push(format!("ALTER ROLE {} SET {timeout} = '200ms'", HURRIED.name));
+            statements.push(format!("ALTER ROLE {} SET {timeout} = '2s'", HURRIED.name));
         }
     }
     statements
