@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(3);
 /// So long that its last tenth is more than a busy machine may take to go on.
 pub(crate) const LONGER_LEASE: Duration = Duration::from_secs(5);
 /// Long enough for a session to end that gives no sign of life.
-const SEVERAL_LEASES: Duration = Duration::from_secs(5);
+const TWO_LEASES: Duration = Duration::from_secs(6);
 
 async fn lock(stage: &Stage<'_>, actor: &str) -> Lock {
     let mut config = stage.config(actor);
@@ -62,11 +62,11 @@ async fn work_under_a_lock_keeps_its_lease() {
     }
     let mut alice = lock(&stage, "alice").await;
     alice.lock().await.unwrap();
-    alice.hold(sleep(SEVERAL_LEASES)).await.unwrap();
+    alice.hold(sleep(TWO_LEASES)).await.unwrap();
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
     // Whoever waits for the loss gives signs of life as well.
     let mut lost = Box::pin(alice.lost());
-    tokio::time::timeout(SEVERAL_LEASES, lost.as_mut()).await.expect_err("nothing was lost");
+    tokio::time::timeout(TWO_LEASES, lost.as_mut()).await.expect_err("nothing was lost");
     drop(lost);
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
     alice.unlock().await.unwrap();
@@ -212,7 +212,7 @@ async fn a_wait_of_any_length_is_not_silent() {
         bob
     });
     stage.until(&["alice holds exclusive", "bob awaits exclusive"]).await;
-    sleep(SEVERAL_LEASES).await;
+    sleep(TWO_LEASES).await;
     alice.unlock().await.unwrap();
     let mut bob = soon(waiting).await.unwrap();
     bob.hold(async {}).await.unwrap();
@@ -222,8 +222,8 @@ async fn a_wait_of_any_length_is_not_silent() {
     bob.close().await.unwrap();
     alice.lock().await.unwrap();
     let mut carol = lock(&stage, "carol").await;
-    assert!(!carol.lock_timeout(SEVERAL_LEASES).await.unwrap());
-    tokio::time::timeout(SEVERAL_LEASES, carol.lock()).await.expect_err("alice has it");
+    assert!(!carol.lock_timeout(TWO_LEASES).await.unwrap());
+    tokio::time::timeout(TWO_LEASES, carol.lock()).await.expect_err("alice has it");
     alice.unlock().await.unwrap();
     assert!(carol.try_lock().await.unwrap());
     assert_eq!(stage.locks(), ["carol holds exclusive"]);
@@ -297,9 +297,9 @@ async fn a_lease_of_a_lock_in_a_transaction_ends_that() {
         let mut config = stage.config_by(&bouncer.url_for(&role::TRUST), "alice");
         config.lease(LEASE);
         let mut alice = Lock::connect(&config, stage.key()).await.unwrap();
-        sleep(SEVERAL_LEASES).await;
+        sleep(TWO_LEASES).await;
         alice.lock().await.expect("without a lock, the pooler's connection has no lease");
-        alice.hold(sleep(SEVERAL_LEASES)).await.unwrap();
+        alice.hold(sleep(TWO_LEASES)).await.unwrap();
         assert_eq!(stage.locks(), ["alice holds exclusive"]);
         alice.unlock().await.unwrap();
         alice.lock().await.unwrap();
@@ -381,6 +381,6 @@ async fn a_lease_is_kept_in_a_task_that_has_much_to_do() {
         let _: Poll<()> = busy.as_mut().poll(cx);
         lost.as_mut().poll(cx)
     });
-    tokio::time::timeout(SEVERAL_LEASES, lost).await.expect_err("nothing was lost");
+    tokio::time::timeout(TWO_LEASES, lost).await.expect_err("nothing was lost");
     assert_eq!(stage.locks(), ["alice holds exclusive"]);
 }
