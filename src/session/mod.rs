@@ -498,7 +498,7 @@ impl Session {
         Err(unsupported(
             lock,
             "in transactions, as through a pooler, there are no fencing tokens; connect to the server \
-             directly",
+             directly, without Pooler::Transaction",
         ))
     }
 

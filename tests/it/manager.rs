@@ -26,7 +26,7 @@ use crate::stage::{PATIENCE, Stage, next_to_end, poll_here, poll_times, sometime
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Far less than what would have to be waited for takes, and enough on a busy machine.
-const AT_ONCE: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// How long a request may stay in a pooler's queue for which nobody waits: 5 s, and more on a busy machine.
 const NOT_SERVED_WITHIN: Duration = Duration::from_secs(10);
